@@ -1,0 +1,43 @@
+# Each target is one line to read. `make demo` and `make test` work on a fresh machine.
+PYTHON ?= python3
+VENV   := .venv/bin
+DATA   ?= data
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test unit ray check fmt audio clean
+
+setup: .venv/installed  ## make .venv and install everything, pinned
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sermll needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv (about 6 GB, some minutes the first time)"
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## the main job on the built-in corpus: prepare, train and score every fold, report
+	$(VENV)/sermll prepare synthetic --out $(DATA)/synthetic
+	$(VENV)/sermll train experiments/demo.yaml data.path=$(DATA)/synthetic
+
+test: unit ray  ## every test that needs no recordings
+
+unit: setup  ## fast tests, no Ray
+	$(VENV)/python -m pytest -q -m 'not ray and not audio'
+
+ray: setup  ## tests on a real Ray cluster on this machine
+	$(VENV)/python -m pytest -q -m 'ray and not audio'
+
+audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them
+	$(VENV)/python -m pytest -q -m audio
+
+check: setup  ## format, lint, types, floors
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/pyright --pythonpath $(VENV)/python
+	$(VENV)/lint-imports
+
+fmt: setup  ## format the code
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix .
+
+clean:  ## remove what the targets made, but for the data and runs
+	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,84 @@
+"""One audio file in, one clean 16 kHz mono signal out, or a named reason why not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from sermll.errors import AudioError
+
+SAMPLE_RATE_HZ = 16_000
+SHORTEST_S = 0.1
+SILENT_PEAK = 4
+"""Largest absolute 16-bit sample value that still counts as silence (about -78 dB of full scale)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A decoded recording."""
+
+    samples: np.ndarray
+    """int16, shape (samples,), 16 kHz mono."""
+    source_rate_hz: int
+    source_channels: int
+
+
+def read_recording(path: str | Path, trim_db: float | None = None) -> Recording:
+    """Decode a WAV or FLAC file, average its channels, resample to 16 kHz, optionally trim silent ends.
+
+    Args:
+        path: the file.
+        trim_db: ends more than this many decibels below the loudest part are cut; None keeps them.
+
+    Raises:
+        AudioError: with reason 'corrupt', 'empty', 'nan', 'short' (under 0.1 s) or 'silent'.
+    """
+    try:
+        frames, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        announced = soundfile.info(path).frames
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
+        raise AudioError("corrupt", f"cannot be decoded: {error}") from None
+    if len(frames) < announced:
+        raise AudioError("corrupt", f"ends after {len(frames)} of {announced} sample frames")
+    if len(frames) == 0:
+        raise AudioError("empty", "holds no samples")
+    signal = frames.mean(axis=1)
+    if not np.isfinite(signal).all():
+        raise AudioError("nan", f"holds {np.count_nonzero(~np.isfinite(signal))} samples that are not finite")
+    if len(signal) < SHORTEST_S * rate_hz:
+        raise AudioError("short", f"lasts {len(signal) / rate_hz:.3f} s; {SHORTEST_S} s is the least")
+    signal = resample(signal, rate_hz)
+    if trim_db is not None:
+        signal = _trim(signal, trim_db)
+    samples = to_int16(signal)
+    if np.abs(samples.astype(np.int32)).max(initial=0) <= SILENT_PEAK:
+        raise AudioError("silent", "is silent")
+    if len(samples) < SHORTEST_S * SAMPLE_RATE_HZ:
+        raise AudioError("short", f"lasts {len(samples) / SAMPLE_RATE_HZ:.3f} s once trimmed")
+    return Recording(samples, rate_hz, frames.shape[1])
+
+
+def resample(signal: np.ndarray, rate_hz: int) -> np.ndarray:
+    """Bring a float32 signal (samples,) to 16 kHz with soxr's high-quality filter."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        return signal
+    import librosa  # takes a second to load, and recordings at 16 kHz never need it
+
+    return librosa.resample(signal, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq")
+
+
+def to_int16(signal: np.ndarray) -> np.ndarray:
+    """Round a float signal in [-1, 1) to 16-bit samples; the exact inverse of decoding a 16-bit file."""
+    return np.clip(np.rint(signal * 32_768.0), -32_768, 32_767).astype(np.int16)
+
+
+def to_float(samples: np.ndarray) -> np.ndarray:
+    """16-bit samples as float32 in [-1, 1)."""
+    return samples.astype(np.float32) * np.float32(1 / 32_768)
+
+
+def _trim(signal: np.ndarray, trim_db: float) -> np.ndarray:
+    import librosa
+
+    return librosa.effects.trim(signal, top_db=trim_db)[0]

@@ -1,0 +1,111 @@
+"""Checkpoints that are whole or refused, and never run code when they are read.
+
+A checkpoint is a folder: `model.safetensors`, `optimizer.pt` (read with weights_only), further files of the caller,
+and `checkpoint.json`, written last, which holds the caller's notes and the SHA-256 of every other file.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sermll.errors import CheckpointError
+from sermll.shards import file_sha256
+
+FORMAT = 1
+NOTES = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were found to be those that were written."""
+
+    path: Path
+    notes: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "Checkpoint":
+        """Verify a checkpoint.
+
+        Raises:
+            CheckpointError: missing, from another version, truncated or changed; the file at fault is named.
+        """
+        try:
+            notes = json.loads((path / NOTES).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: not a whole checkpoint ({NOTES} is missing)") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path / NOTES}: cannot be read ({error})") from None
+        if not isinstance(notes, dict) or notes.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: not a checkpoint of format {FORMAT}, which this version of sermll reads"
+            )
+        for name, sha256 in notes["files"].items():
+            file = path / name
+            if not file.is_file():
+                raise CheckpointError(f"{file}: missing from the checkpoint")
+            if file_sha256(file) != sha256:
+                raise CheckpointError(f"{file}: truncated or changed since it was written")
+        return cls(path, notes)
+
+    def model(self) -> dict[str, Tensor]:
+        """The model's tensors, on the CPU."""
+        try:
+            return load_file(self.path / "model.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path}/model.safetensors: cannot be read ({error})") from None
+
+    def optimizer(self) -> dict[str, Any]:
+        """The optimiser's state, on the CPU."""
+        try:
+            return torch.load(self.path / "optimizer.pt", map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises what the unpickler met
+            raise CheckpointError(f"{self.path}/optimizer.pt: cannot be read ({error})") from None
+
+    def load_into(self, module: nn.Module) -> None:
+        """Set a module's parameters.
+
+        Raises:
+            CheckpointError: the checkpoint's tensors are not the module's.
+        """
+        try:
+            module.load_state_dict(self.model())
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.path}: does not fit the model ({str(error).splitlines()[0]})"
+            ) from None
+
+
+def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, notes: Mapping[str, Any]) -> None:
+    """Write a checkpoint into the folder `path`, which may already hold further files to be guarded."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(tensors, path / "model.safetensors")
+    torch.save(optimizer.state_dict(), path / "optimizer.pt")
+    files = {file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.is_file()}
+    text = json.dumps({"format": FORMAT, "files": files, **notes})
+    (path / NOTES).write_text(text, encoding="utf-8")
+
+
+def newest(folder: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
+    """The whole checkpoint of the highest epoch among a folder's, and what is wrong with those passed over.
+
+    Raises:
+        CheckpointError: a checkpoint belongs to another run than `run`.
+    """
+    faults: list[str] = []
+    candidates: list[Checkpoint] = []
+    for path in sorted(folder.glob("checkpoint_*")) if folder.is_dir() else []:
+        try:
+            candidates.append(Checkpoint.open(path))
+        except CheckpointError as error:
+            faults.append(str(error))
+    foreign = [checkpoint for checkpoint in candidates if checkpoint.notes["run"] != run]
+    if foreign:
+        raise CheckpointError(f"{foreign[0].path}: belongs to run {foreign[0].notes['run']}, not to {run}")
+    return max(candidates, key=lambda checkpoint: checkpoint.notes["epoch"], default=None), faults

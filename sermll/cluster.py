@@ -1,0 +1,66 @@
+"""The Ray cluster a command runs on: the one it was given, or one of its own on this machine; quiet either way."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sermll.errors import SermllError
+
+DATA_CPUS = 0.5
+"""Share of a core that one data task asks for: mixing is light beside training."""
+
+QUIET = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is waited out at the end of every fold
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, else start one on this machine and stop it afterwards.
+
+    An existing connection of this process is used and left as it is.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        _hush()
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        else:
+            # One logical CPU more than there are cores: data tasks then always find room beside training,
+            # which would otherwise hold every core and wait for data for ever.
+            ray.init(
+                address="local",
+                num_cpus=(os.cpu_count() or 1) + 1,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the cluster at RAY_ADDRESS={address}" if address else "a local cluster"
+        raise SermllError(f"cannot reach {where}: {error}") from None
+    _hush()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _hush() -> None:
+    import ray.data
+
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().print_on_execution_start = False

@@ -1,0 +1,418 @@
+"""What a run is made of: frozen sections, dotted overrides, and the run id.
+
+A run is described by one `Experiment`. Its defaults are the paper's; a YAML file holds what differs, and an
+*override* (`dotted.key=value`) is the only way to vary it, for the command line, search trials and campaigns alike.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from sermll.errors import ConfigError
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _kind_or(default: str) -> Discriminator:
+    """Tell the variants of a section apart by `kind`; where it is not given, take the default variant."""
+
+    def tag(value: Any) -> Any:  # noqa: ANN401 - a mapping before validation, a section after
+        return value.get("kind", default) if isinstance(value, Mapping) else getattr(value, "kind", None)
+
+    return Discriminator(tag)
+
+
+class Data(Section):
+    """Which prepared data, and how much of each utterance the model hears."""
+
+    path: str = Field(description="folder written by `sermll prepare`")
+    crop_s: float = Field(
+        6.25, gt=0.1, description="longest training crop in seconds, placed at random each epoch"
+    )
+    eval_crop_s: float = Field(
+        30.0, gt=0.1, description="longest crop scored, in seconds, taken from the middle"
+    )
+
+
+class Protocol(Section):
+    """Who is tested, who is held back for choosing, who is trained on."""
+
+    folds: str = Field(
+        "default", description="a fold list of the corpus, or 'speaker' / 'session' to leave one out"
+    )
+    dev_speakers: int | Auto = Field(
+        "auto",
+        description="the next so many speakers after the test group are dev; auto: a tenth of the rest",
+    )
+
+    @model_validator(mode="after")
+    def _dev_not_empty(self) -> Self:
+        if self.dev_speakers != "auto" and self.dev_speakers < 1:
+            raise ValueError("dev_speakers must be at least 1: checkpoints are chosen on dev, never on test")
+        return self
+
+
+class EAM(Section):
+    """Energy-adaptive mixup, equations 1 to 4."""
+
+    kind: Literal["eam"] = "eam"
+    probability: float = Field(0.5, gt=0, le=1, description="chance that an utterance is mixed in an epoch")
+    snr_db: tuple[float, float] = Field(
+        (-5.0, 10.0), description="range of the uniform signal-to-mix ratio in dB"
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if not -60 <= self.snr_db[0] <= self.snr_db[1] <= 60:
+            raise ValueError(f"snr_db needs -60 <= low <= high <= 60, got {list(self.snr_db)}")
+        return self
+
+
+class LAM(Section):
+    """Label-adaptive mixup, the baseline: whole-length half-and-half sum (Kang et al., ICASSP 2023)."""
+
+    kind: Literal["lam"] = "lam"
+    probability: float = Field(0.5, gt=0, le=1, description="chance that an utterance is mixed in an epoch")
+
+
+class NoMixup(Section):
+    """Utterances as they are."""
+
+    kind: Literal["none"] = "none"
+
+
+class Pretrained(Section):
+    """A Hugging Face speech encoder by name or local folder."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: str = Field(
+        "microsoft/wavlm-large", description="model name or folder: WavLM, HuBERT, wav2vec 2.0, ..."
+    )
+    tune: Literal["all", "transformer", "none"] = Field(
+        "transformer", description="what is trained: everything, all but the CNN front end, or nothing"
+    )
+    layer: Literal["last", "weighted"] | Annotated[int, Field(ge=0)] = Field(
+        "last",
+        description="last layer, a learned weighting of all layers, or one layer by index (0: front end)",
+    )
+    gradient_checkpointing: bool = Field(False, description="trade a third more compute for less memory")
+
+    @model_validator(mode="after")
+    def _checkpointing_has_effect(self) -> Self:
+        if self.gradient_checkpointing and self.tune == "none":
+            raise ValueError("gradient_checkpointing has no effect when tune=none")
+        return self
+
+
+class LogMel(Section):
+    """A compact encoder trained from scratch on log-mel spectrograms."""
+
+    kind: Literal["logmel"] = "logmel"
+    mels: int = Field(80, ge=16, le=128, description="mel bands")
+    dim: int = Field(128, ge=16, le=1024, description="width of a frame")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of values dropped in training")
+    spec_augment: bool = Field(True, description="mask bands of time and frequency in training")
+
+
+class Model(Section):
+    """Encoder, pooling over frames, and the two linear heads."""
+
+    encoder: Annotated[
+        Annotated[Pretrained, Tag("pretrained")] | Annotated[LogMel, Tag("logmel")], _kind_or("pretrained")
+    ] = Pretrained()
+    pool: Literal["flam", "mean", "max", "first"] = Field("flam", description="how frames become one vector")
+    heads: int = Field(16, ge=1, description="attention heads of FLAM")
+    embedding_dim: int = Field(
+        64, ge=2, description="width of the embedding z and of the frame projections h"
+    )
+
+    @model_validator(mode="after")
+    def _heads_used(self) -> Self:
+        if self.pool != "flam" and "heads" in self.model_fields_set and self.heads != 16:
+            raise ValueError(f"heads has no effect with pool={self.pool}: only flam has attention heads")
+        return self
+
+
+class KL(Section):
+    """Kullback-Leibler divergence to the soft label, equation 6."""
+
+    weight: float | Auto = Field("auto", description="factor in the sum; auto: 1 / ln(classes)")
+
+
+class Focal(Section):
+    """Focal loss on soft labels, equation 7."""
+
+    weight: float | Auto = Field("auto", description="factor in the sum; auto: 1 / ln(classes)")
+    gamma: float = Field(2.0, ge=0, description="focusing exponent")
+
+
+class Center(Section):
+    """Distance of embeddings to learned class centers, equation 8."""
+
+    weight: float = Field(0.002, gt=0, description="factor in the sum")
+
+
+class SupCon(Section):
+    """Supervised contrastive loss over all frames of the batch, equations 9 and 10."""
+
+    weight: float | Auto = Field("auto", description="factor in the sum; auto: 1 / ln(valid frames - 1)")
+    temperature: float = Field(0.1, gt=0, description="divisor of the dot products")
+    normalize: bool = Field(True, description="scale frame projections to unit length first")
+    projection: Literal["shared", "separate"] = Field(
+        "shared", description="frames use the embedding's linear map, or one of their own"
+    )
+
+
+class Losses(Section):
+    """The objective. A loss is on when its section is present; `losses.focal=null` turns it off."""
+
+    kl: KL | None = KL()
+    focal: Focal | None = Focal()
+    center: Center | None = Center()
+    supcon: SupCon | None = SupCon()
+    gather: bool = Field(
+        True,
+        description="center and SupCon see the global batch of all workers; false: each worker's share alone",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        for name in ("kl", "focal", "supcon"):
+            section = getattr(self, name)
+            if section is not None and section.weight != "auto" and section.weight <= 0:
+                raise ValueError(
+                    f"{name}.weight must be positive, got {section.weight}; {name}=null turns it off"
+                )
+        if self.kl is None and self.focal is None:
+            raise ValueError("kl or focal must be on: center and supcon alone do not train the classifier")
+        return self
+
+
+class Optim(Section):
+    """Adam with two groups and the paper's stepwise decay."""
+
+    epochs: int = Field(20, ge=1, le=10_000)
+    batch_size: int = Field(16, ge=2, description="utterances of the global batch, over all workers")
+    lr: float = Field(1e-4, gt=0, description="learning rate of the model")
+    center_lr: float = Field(5e-3, gt=0, description="learning rate of the class centers")
+    decay: float = Field(0.875, gt=0, le=1, description="factor on both rates after each epoch")
+    decay_epochs: int = Field(20, ge=0, description="epochs after which the rates stay")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (0: plain Adam)")
+    clip_norm: float = Field(5.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast of the model's forward pass"
+    )
+
+
+class Resources(Section):
+    """Machines, not science: nothing here changes what a run computes or its id."""
+
+    workers: int = Field(1, ge=1, description="training processes per fold; they share the global batch")
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float | Auto = Field("auto", description="auto: one if the cluster has any, else none")
+    parallel_folds: int | Auto = Field("auto", description="folds trained at once; auto: as many as fit")
+    max_failures: int = Field(3, ge=0, description="restarts of a fold after lost workers or nodes")
+
+
+class Tracking(Section):
+    """Where results go. Nothing here changes what a run computes or its id."""
+
+    runs: str = Field("runs", description="folder that receives the run's folder")
+    mlflow: str | None = Field(
+        None,
+        description="MLflow URI; null: MLFLOW_TRACKING_URI, else a SQLite file in the runs folder; 'off': none",
+    )
+    experiment: str | None = Field(None, description="MLflow experiment; null: the experiment's name")
+
+
+class Experiment(Section):
+    """Everything that decides a run's numbers, and where and on what it runs."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="short name, part of the run's folder"
+    )
+    seed: int = Field(0, ge=0, lt=2**31)
+    fold: int | None = Field(None, ge=0, description="one fold to train; null: every fold")
+    data: Data
+    protocol: Protocol = Protocol()
+    mixup: Annotated[
+        Annotated[EAM, Tag("eam")] | Annotated[LAM, Tag("lam")] | Annotated[NoMixup, Tag("none")],
+        _kind_or("eam"),
+    ] = EAM()
+    model: Model = Model()
+    losses: Losses = Losses()
+    optim: Optim = Optim()
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.optim.batch_size < 2 * self.resources.workers:
+            raise ValueError(
+                f"optim.batch_size is the batch of all workers: {self.optim.batch_size} is too small for "
+                f"resources.workers={self.resources.workers} (two utterances a worker at least)"
+            )
+        if (
+            self.losses.center is None
+            and "center_lr" in self.optim.model_fields_set
+            and self.optim.center_lr != 5e-3
+        ):
+            raise ValueError("optim.center_lr has no effect when losses.center is null")
+        return self
+
+    def science(self) -> dict[str, Any]:
+        """The settings that decide the numbers: all but the machines, the places and the choice of folds."""
+        outside = {"name": True, "fold": True, "resources": True, "tracking": True, "data": {"path": True}}
+        return self.model_dump(mode="json", exclude=outside)
+
+
+def run_id(experiment: Experiment, data_hash: str) -> str:
+    """Twelve hex digits naming the run: same settings and same data give the same id on any machine."""
+    text = json.dumps({"config": experiment.science(), "data": data_hash}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
+    """Read `dotted.key=value` words; values are YAML, so `null`, `true`, `[-5, 10]` and `1e-4` mean what they say.
+
+    Raises:
+        ConfigError: a word has no `=`, an empty key, a value that is not YAML, or repeats a key.
+    """
+    overrides: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{word!r}: an override is key=value, for example optim.epochs=10")
+        if key in overrides:
+            raise ConfigError(f"{key}: given twice")
+        overrides[key] = parse_value(key, text)
+    return overrides
+
+
+def parse_value(key: str, text: str) -> Any:  # noqa: ANN401 - YAML may be anything
+    """One YAML value, with `1e-4` read as a number (plain YAML 1.1 calls it a string)."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {text!r} is not a YAML value ({error})") from None
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> Any:  # noqa: ANN401
+    """YAML 1.1 reads 1e-4 as text; every other reader, and every person, as a number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def with_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the settings `tree` with each dotted key set; neither argument is changed."""
+    result = dict(tree)
+    for key, value in overrides.items():
+        head, _, rest = key.partition(".")
+        if not rest:
+            result[head] = value
+            continue
+        below = result.get(head)
+        if below is not None and not isinstance(below, Mapping):
+            raise ConfigError(f"{key}: {head} is the value {below!r}, not a section")
+        result[head] = with_overrides(below or {}, {rest: value})
+    return result
+
+
+def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Read an experiment file, apply overrides, validate.
+
+    Raises:
+        ConfigError: missing or unreadable file, unknown key (with the nearest known one), or a value out of range;
+            one line for each fault.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such experiment file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: an experiment is a mapping of keys, found {type(tree).__name__}")
+    return resolve(_numbers(tree), overrides or {}, source=str(path))
+
+
+def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any], source: str = "config") -> Experiment:
+    """Validate the settings `tree` with `overrides`; see `load_experiment`."""
+    try:
+        return Experiment.model_validate(with_overrides(tree, overrides))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: not a valid experiment\n{_describe(error.errors())}") from None
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """The resolved settings as YAML, every default written out."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _describe(faults: Iterable[Any]) -> str:
+    """The faults in words, one line a key: the dotted key, what is wrong, what was found."""
+    lines: dict[str, str] = {}
+    for fault in faults:
+        key, known = _locate(fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            near = get_close_matches(key.rpartition(".")[2], known, n=1)
+            message = "no such key; " + (
+                f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            )
+        elif fault["type"] == "missing":
+            message = f"missing; give it in the file or as {key}=value"
+        elif fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            message = f"kind must be one of {fault['ctx'].get('expected_tags', '')}, got {fault['ctx'].get('tag')!r}"
+        else:
+            found = "" if isinstance(fault["input"], dict) else f", got {fault['input']!r}"
+            message = fault["msg"].removeprefix("Value error, ") + found
+        # A value that fits no branch of a union is one fault to a person, several to pydantic.
+        lines[key] = f"{lines[key]}; or: {message}" if key in lines else message
+    return "\n".join(f"{key}: {message}" if key else message for key, message in lines.items())
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The dotted key a fault's location means, and the keys known beside it."""
+    sections: list[type[BaseModel]] = [Experiment]
+    steps: list[str] = []
+    for place, part in enumerate(location):
+        chosen = [s for s in sections if "kind" in s.model_fields and s.model_fields["kind"].default == part]
+        if chosen:  # the tag of a union, not a key
+            sections = chosen
+            continue
+        fields = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
+        if not fields and not (place == len(location) - 1 and sections):
+            continue  # the branch of a union of values, such as 'float' or 'literal'
+        steps.append(str(part))
+        if fields:
+            sections = [section for annotation in fields for section in _sections(annotation)]
+    return ".".join(steps), sorted({name for s in sections for name in s.model_fields})
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - a typing form
+    """The section classes an annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]

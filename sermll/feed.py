@@ -1,0 +1,231 @@
+"""From shards to batches: Ray Data's workers gather, crop, mix and pad what the epoch plans say.
+
+Each training process streams its own dataset, whose source is a list of (epoch, split, batches): small rows that Ray
+Data turns into padded batches, in order, ahead of the training step, and through the end of one epoch into the next.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sermll import config
+from sermll.audio import to_float
+from sermll.cluster import DATA_CPUS
+from sermll.mixup import eam, lam, mix_labels
+from sermll.plan import Plan, eval_plan, train_plan
+from sermll.shards import Prepared, Waveforms
+
+BATCHES_PER_BLOCK = 8
+"""Batches one data task makes: enough that its overhead vanishes, few enough that the first comes soon."""
+AHEAD_BYTES = 512 * 2**20
+"""How much audio Ray Data may hold ready for one training process."""
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """All that a data worker needs to make any batch of a fold."""
+
+    key: str
+    """Names run and fold; two feeds of one key are equal."""
+    path: str
+    shard: np.ndarray
+    row: np.ndarray
+    num_samples: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    rows: dict[str, np.ndarray]
+    """Row numbers of each split."""
+    data: config.Data
+    mixup: config.EAM | config.LAM | config.NoMixup
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls, key: str, experiment: config.Experiment, prepared: Prepared, rows: dict[str, np.ndarray]
+    ) -> "Feed":
+        """The feed of a fold whose splits are `rows`."""
+        return cls(
+            key=key,
+            path=str(prepared.path),
+            shard=prepared.table["shard"].to_numpy(),
+            row=prepared.table["row"].to_numpy(),
+            num_samples=prepared.num_samples,
+            labels=prepared.labels,
+            num_classes=len(prepared.classes),
+            rows=rows,
+            data=experiment.data,
+            mixup=experiment.mixup,
+            batch_size=experiment.optim.batch_size,
+            seed=experiment.seed,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Same run and fold."""
+        return isinstance(other, Feed) and other.key == self.key
+
+    def __hash__(self) -> int:
+        """By run and fold."""
+        return hash(self.key)
+
+    def plan(self, split: str, epoch: int) -> Plan:
+        """The plan of a split in an epoch; scoring is the same in every epoch."""
+        return _plan(self, split, epoch if split == "train" else 0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, or a worker's share of one, in numpy."""
+
+    epoch: int
+    split: str
+    index: int
+    rows: np.ndarray
+    """int64 (batch,): row numbers in the prepared table."""
+    waveform: np.ndarray
+    """float32 (batch, samples), zero-padded to the longest."""
+    lengths: np.ndarray
+    """int64 (batch,): valid samples."""
+    targets: np.ndarray
+    """float32 (batch, classes): label distributions."""
+
+
+@lru_cache(maxsize=8)
+def _plan(feed: Feed, split: str, epoch: int) -> Plan:
+    rows = feed.rows[split]
+    num_samples = feed.num_samples[rows]
+    if split == "train":
+        return train_plan(rows, num_samples, feed.data, feed.mixup, feed.batch_size, feed.seed, epoch)
+    return eval_plan(rows, num_samples, feed.data, feed.batch_size)
+
+
+@lru_cache(maxsize=2)
+def _waveforms(feed: Feed) -> Waveforms:
+    return Waveforms(feed.path, feed.shard, feed.row)
+
+
+def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, workers: int = 1) -> Batch:
+    """Make the share of one worker of one batch: read, crop, mix, pad."""
+    plan, waveforms = feed.plan(split, epoch), _waveforms(feed)
+    positions = plan.batch(index, rank, workers)
+    lengths = plan.length[positions]
+    waveform = np.zeros((len(positions), int(lengths.max(initial=0))), np.float32)
+    targets = np.zeros((len(positions), feed.num_classes), np.float32)
+
+    def cropped(position: int) -> np.ndarray:
+        start, length = plan.crop_start[position], plan.crop_length[position]
+        return to_float(waveforms[plan.rows[position]][start : start + length])
+
+    def label(position: int) -> np.ndarray:
+        return np.eye(1, feed.num_classes, feed.labels[plan.rows[position]], dtype=np.float32)[0]
+
+    for place, position in enumerate(positions):
+        signal, target = cropped(position), label(position)
+        if plan.mix is not None and plan.mix.partner[position] >= 0:
+            partner = plan.mix.partner[position]
+            if isinstance(feed.mixup, config.EAM):
+                signal, share = eam(
+                    signal,
+                    cropped(partner),
+                    int(plan.mix.mix_length[position]),
+                    int(plan.mix.start[position]),
+                    int(plan.mix.partner_start[position]),
+                    float(plan.mix.snr_db[position]),
+                )
+            else:
+                signal, share = lam(signal, cropped(partner))
+            target = mix_labels(target, label(partner), share)
+        waveform[place, : len(signal)] = signal
+        targets[place] = target
+    return Batch(epoch, split, index, plan.rows[positions], waveform, lengths, targets)
+
+
+def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
+    """Batches of every epoch from `first_epoch` on: train, then dev, then test, in the plans' order.
+
+    Runs as one Ray Data execution in the calling process's cluster.
+    """
+    import ray.data
+
+    num_batches = {split: feed.plan(split, first_epoch).num_batches for split in SPLITS}
+    jobs = [
+        {
+            "epoch": epoch,
+            "split": split,
+            "first": first,
+            "last": min(first + BATCHES_PER_BLOCK, num_batches[split]),
+        }
+        for epoch in range(first_epoch, epochs)
+        for split in SPLITS
+        for first in range(0, num_batches[split], BATCHES_PER_BLOCK)
+    ]
+    if not jobs:
+        return
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)
+    context.enable_progress_bars = False
+
+    def make(job: pa.Table) -> pa.Table:
+        return _to_table(
+            make_batch(feed, row["split"], row["epoch"], index, rank, workers)
+            for row in job.to_pylist()
+            for index in range(row["first"], row["last"])
+        )
+
+    dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
+        make, batch_size=None, batch_format="pyarrow", num_cpus=DATA_CPUS
+    )
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        for row in range(len(table)):
+            yield _from_table(table, row, feed.num_classes)
+
+
+def _to_table(batches: Iterator[Batch]) -> pa.Table:
+    """Batches as rows of plain Arrow types."""
+    rows: list[dict[str, Any]] = [
+        {
+            "epoch": batch.epoch,
+            "split": batch.split,
+            "index": batch.index,
+            "rows": batch.rows,
+            "lengths": batch.lengths,
+            "targets": batch.targets.ravel(),
+            "waveform": batch.waveform.tobytes(),
+        }
+        for batch in batches
+    ]
+    return pa.Table.from_pylist(rows, schema=_BATCH_SCHEMA)
+
+
+_BATCH_SCHEMA = pa.schema(
+    [
+        ("epoch", pa.int64()),
+        ("split", pa.string()),
+        ("index", pa.int64()),
+        ("rows", pa.list_(pa.int64())),
+        ("lengths", pa.list_(pa.int64())),
+        ("targets", pa.list_(pa.float32())),
+        ("waveform", pa.large_binary()),
+    ]
+)
+
+
+def _from_table(table: pa.Table, row: int, num_classes: int) -> Batch:
+    cells = {name: table[name][row] for name in table.column_names}
+    rows = np.array(cells["rows"].as_py(), np.int64)
+    waveform = np.frombuffer(cells["waveform"].as_buffer(), np.float32)
+    return Batch(
+        epoch=cells["epoch"].as_py(),
+        split=cells["split"].as_py(),
+        index=cells["index"].as_py(),
+        rows=rows,
+        waveform=waveform.reshape(len(rows), -1) if len(rows) else waveform.reshape(0, 0),
+        lengths=np.array(cells["lengths"].as_py(), np.int64),
+        targets=np.array(cells["targets"].as_py(), np.float32).reshape(len(rows), num_classes),
+    )

@@ -1,0 +1,356 @@
+"""The training loop of one fold, as each Ray Train worker runs it: epoch by epoch, scored, checkpointed, resumable."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sermll import checkpoint, config, metrics
+from sermll.errors import SermllError, TrainingError
+from sermll.feed import Batch, Feed, stream
+from sermll.model import System
+
+PREDICTIONS = "predictions.parquet"
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """Everything a worker needs to train a fold."""
+
+    run: str
+    """Run id and fold: what a checkpoint must say to be resumed."""
+    settings: dict[str, Any]
+    """The resolved experiment as JSON."""
+    fold: int
+    classes: tuple[str, ...]
+    ids: list[str]
+    """Utterance id by row of the prepared table."""
+    speakers: list[str]
+    feed: Feed
+    folder: str
+    """The fold's folder, absolute, on storage that all workers share."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the fold's checkpoints."""
+        return Path(self.folder) / "checkpoints"
+
+
+def train_worker(job: FoldJob) -> dict[str, Any]:
+    """Run by Ray Train on every worker. Errors that a restart cannot mend are returned, not raised."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        return _train(job)
+    except SermllError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+def _train(job: FoldJob) -> dict[str, Any]:
+    import ray.train
+    import ray.train.torch
+
+    settings = config.Experiment.model_validate(job.settings)
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    _seed(settings.seed, job.fold)
+    system = System(settings, len(job.classes)).to(device)
+    optimizer = make_optimizer(system, settings.optim)
+
+    resumed, faults = checkpoint.newest(job.checkpoints, job.run)
+    history: list[dict[str, Any]] = []
+    if resumed is not None:
+        resumed.load_into(system)
+        optimizer.load_state_dict(resumed.optimizer())
+        history = resumed.notes["history"]
+    parallel = _parallel(system, device)
+
+    batches = stream(job.feed, len(history), settings.optim.epochs, rank, workers)
+    for epoch, phases in groupby(batches, key=lambda batch: batch.epoch):
+        # What is drawn inside the model (dropout, masks) depends on seed, fold, epoch and worker alone, so that a
+        # resumed run continues as if it had not stopped.
+        _seed(settings.seed, job.fold, epoch, rank)
+        rates = set_rates(optimizer, settings.optim, epoch)
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            **rates,
+            "padding_share": job.feed.plan("train", epoch).padding_share(),
+        }
+        test_scores = Scores.empty(len(job.classes), settings.model.embedding_dim)
+        for split, members in groupby(phases, key=lambda batch: batch.split):
+            if split == "train":
+                row |= train_epoch(
+                    parallel, optimizer, _timed(members), settings.optim.clip_norm, device, job.ids
+                )
+                continue
+            started = time.perf_counter()
+            scores = score(system, members, len(job.classes), device).gathered()
+            row[f"{split}_confusion"] = metrics.confusion(
+                scores.labels, scores.predicted, len(job.classes)
+            ).tolist()
+            row["eval_s"] = row.get("eval_s", 0.0) + time.perf_counter() - started
+            if split == "dev":
+                counts = np.array(row["dev_confusion"])
+                row |= {"dev_loss": scores.loss(), "dev_ua": metrics.ua(counts), "dev_wa": metrics.wa(counts)}
+                row |= {name: float(row[name]) for name in ("dev_ua", "dev_wa")}
+            else:
+                test_scores = scores
+        history.append(row)
+        _report(job, system, optimizer, history, test_scores, rank)
+    return {"epochs": len(history), "faults": faults}
+
+
+def make_optimizer(system: System, optim: config.Optim) -> torch.optim.Optimizer:
+    """Adam with the paper's two groups: the model, and the class centers at their own rate."""
+    model = [parameter for parameter in system.recognizer.parameters() if parameter.requires_grad]
+    centers = list(system.objective.parameters())
+    groups: list[dict[str, Any]] = [{"params": model, "lr": optim.lr, "weight_decay": optim.weight_decay}]
+    if centers:
+        groups.append({"params": centers, "lr": optim.center_lr, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, optim: config.Optim, epoch: int) -> dict[str, float]:
+    """Set the learning rates of an epoch: each epoch multiplies them by `decay`, until `decay_epochs`."""
+    factor = optim.decay ** min(epoch, optim.decay_epochs)
+    rates = {"lr": optim.lr * factor, "center_lr": optim.center_lr * factor}
+    for group, rate in zip(
+        optimizer.param_groups, rates.values(), strict=False
+    ):  # no center group: one rate less
+        group["lr"] = rate
+    return dict(list(rates.items())[: len(optimizer.param_groups)])
+
+
+def train_epoch(
+    system: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[tuple[Batch, float]],
+    clip_norm: float,
+    device: torch.device,
+    ids: list[str],
+) -> dict[str, float]:
+    """One pass over the training set.
+
+    Args:
+        system: the system, possibly wrapped for data-parallel training.
+        optimizer: steps after every batch.
+        batches: this worker's shares, each with the seconds it was waited for.
+        clip_norm: largest norm of the gradient.
+        device: where the system lies.
+        ids: utterance id by row, for the error message.
+
+    Returns:
+        Means over batches of the loss terms, their weights and the gradient norm; speed.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite; names the batch's utterances.
+    """
+    system.train()
+    sums: dict[str, torch.Tensor] = {}
+    num_batches, num_rows, waited_s, started = 0, 0, 0.0, time.perf_counter()
+    for batch, wait_s in batches:
+        waveform, lengths, target = to_device(batch, device)
+        terms = system(waveform, lengths, target)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(system.parameters(), clip_norm)
+        if not torch.isfinite(norm):  # the same on every worker, and never finite when the loss is not
+            _refuse(batch, {**terms, "grad_norm": norm}, ids)
+        optimizer.step()
+        for name, value in {**terms, "grad_norm": norm}.items():
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
+        num_batches, num_rows, waited_s = num_batches + 1, num_rows + len(target), waited_s + wait_s
+    train_s = time.perf_counter() - started
+    means = {name: _mean_over_workers(total) / num_batches for name, total in sums.items()}
+    named = {name if name == "grad_norm" else _column(name): value for name, value in means.items()}
+    return named | {
+        "train_s": train_s,
+        "utterances_per_s": num_rows / train_s,
+        "data_wait_share": waited_s / train_s,
+    }
+
+
+def _mean_over_workers(value: torch.Tensor) -> float:
+    """Workers have equal values, unless `losses.gather` is off."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return float(value)
+
+
+def _column(term: str) -> str:
+    """History column of an objective's term."""
+    return term if term == "loss" or term.startswith("weight_") else f"loss_{term}"
+
+
+def _refuse(batch: Batch, terms: dict[str, torch.Tensor], ids: list[str]) -> None:
+    values = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+    raise TrainingError(
+        f"epoch {batch.epoch + 1}, batch {batch.index + 1}: {values}. The batch holds "
+        f"{', '.join(ids[row] for row in batch.rows)}. Lower optim.lr, or look at these recordings"
+    )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Outputs for some utterances, each exactly once."""
+
+    rows: np.ndarray
+    """int64 (utterances,)"""
+    labels: np.ndarray
+    """int64 (utterances,)"""
+    logits: np.ndarray
+    """float32 (utterances, classes)"""
+    embeddings: np.ndarray
+    """float32 (utterances, embedding_dim)"""
+
+    @classmethod
+    def empty(cls, num_classes: int, embedding_dim: int) -> "Scores":
+        """Scores of nobody."""
+        nobody = np.zeros(0, np.int64)
+        return cls(
+            nobody, nobody, np.zeros((0, num_classes), np.float32), np.zeros((0, embedding_dim), np.float32)
+        )
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 (utterances,): most probable class."""
+        return self.logits.argmax(axis=1)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 (utterances, classes)"""
+        exponents = np.exp(self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True))
+        return exponents / exponents.sum(axis=1, keepdims=True)
+
+    def loss(self) -> float:
+        """Mean cross-entropy of the labels, in nats."""
+        chosen = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return float(-np.log(np.maximum(chosen, 1e-30)).mean())
+
+    def gathered(self) -> "Scores":
+        """The scores of all workers, ordered by row."""
+        parts = [self]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            received: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(received, self)
+            parts = received
+        fields = ("rows", "labels", "logits", "embeddings")
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
+        order = np.argsort(joined["rows"], kind="stable")
+        assert len(np.unique(joined["rows"])) == len(order), "an utterance was scored twice"
+        return Scores(**{name: values[order] for name, values in joined.items()})
+
+
+@torch.no_grad()
+def score(system: System, batches: Iterator[Batch], num_classes: int, device: torch.device) -> Scores:
+    """Run the recogniser over this worker's share of a split."""
+    system.eval()
+    scored = [Scores.empty(num_classes, system.recognizer.project.out_features)]
+    for batch in batches:
+        if len(batch.rows) == 0:  # fewer utterances than workers in the last batch
+            continue
+        waveform, lengths, target = to_device(batch, device)
+        output = system.recognize(waveform, lengths)
+        scored.append(
+            Scores(
+                rows=batch.rows,
+                labels=target.argmax(dim=1).cpu().numpy(),
+                logits=output.logits.cpu().numpy(),
+                embeddings=output.embedding.cpu().numpy(),
+            )
+        )
+    fields = ("rows", "labels", "logits", "embeddings")
+    return Scores(*(np.concatenate([getattr(part, name) for part in scored]) for name in fields))
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Waveform, lengths and targets as tensors on the device; the waveform's memory belongs to Ray and is copied."""
+    return (
+        torch.tensor(batch.waveform).to(device, non_blocking=True),
+        torch.from_numpy(batch.lengths).to(device, non_blocking=True),
+        torch.from_numpy(batch.targets).to(device, non_blocking=True),
+    )
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds it was waited for."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started
+
+
+def _parallel(system: System, device: torch.device) -> nn.Module:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return system
+    return DistributedDataParallel(system, device_ids=[device] if device.type == "cuda" else None)
+
+
+def _seed(*key: int) -> None:
+    """Seed torch's generators, which initial weights and layers such as dropout draw from, by a key."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _report(
+    job: FoldJob,
+    system: System,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, Any]],
+    scores: Scores,
+    rank: int,
+) -> None:
+    """Hand the epoch to Ray Train; worker 0 adds the checkpoint and writes the history for whoever watches."""
+    import ray.train
+
+    row = history[-1]
+    # Ray keeps the checkpoints of the highest score beside the latest; of equal dev UA the earliest epoch wins.
+    summary = {"epoch": row["epoch"], "dev_ua": row["dev_ua"], "score": row["dev_ua"] - 1e-7 * row["epoch"]}
+    if rank != 0:
+        ray.train.report(summary)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_predictions(folder / PREDICTIONS, job, scores)
+        notes = {"run": job.run, "epoch": row["epoch"], "history": history}
+        checkpoint.save(folder, system, optimizer, notes)
+        ray.train.report(summary, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    write_json(Path(job.folder) / "history.json", history)
+
+
+def write_predictions(path: Path, job: FoldJob, scores: Scores) -> None:
+    """One row per utterance: utterance, speaker, fold, label, predicted, probabilities, embedding."""
+    table = pa.table(
+        {
+            "utterance": [job.ids[row] for row in scores.rows],
+            "speaker": [job.speakers[row] for row in scores.rows],
+            "fold": pa.array([job.fold] * len(scores.rows), pa.int32()),
+            "label": [job.classes[label] for label in scores.labels],
+            "predicted": [job.classes[label] for label in scores.predicted],
+            "probabilities": pa.array(list(scores.probabilities), pa.list_(pa.float64())),
+            "embedding": pa.array(list(scores.embeddings), pa.list_(pa.float32())),
+        }
+    )
+    pq.write_table(table, path)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON holds
+    """Write a JSON file that appears whole or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,256 @@
+"""The objective: KL, focal, center and supervised contrastive loss, weighted and summed (equations 6 to 11).
+
+Each loss is a function of tensors that returns a mean scalar, computed in float32 (float64 stays) whatever
+the precision of the model. B utterances, T frames, C classes, E embedding dimensions; masks are true on valid
+frames.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from sermll.config import Losses
+from sermll.errors import ConfigError
+from sermll.pooling import masked_mean
+
+
+def kl(logits: Tensor, target: Tensor) -> Tensor:
+    """Kullback-Leibler divergence sum_c y_c log(y_c / p_c), mean over utterances (equation 6).
+
+    Args:
+        logits: [B, C]; p is their softmax.
+        target: [B, C] label distributions y; 0 log 0 counts as 0.
+    """
+    logits, target = _full(logits), _full(target)
+    return (torch.xlogy(target, target) - target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """Focal loss - sum_c y_c (1 - p_c)^gamma log p_c on soft labels, mean over utterances (equation 7).
+
+    Args:
+        logits: [B, C]; p is their softmax.
+        target: [B, C] label distributions y.
+        gamma: focusing exponent, 0 or more; 0 is cross entropy.
+    """
+    log_p = _full(logits).log_softmax(dim=-1)
+    # 1 - p without cancellation near p = 1, and never 0, where the power's slope is infinite if gamma < 1.
+    missing = (-log_p.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny)
+    return -(_full(target) * missing**gamma * log_p).sum(dim=-1).mean()
+
+
+def center_distance(z: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+    """Squared distance || z_b - c_{y_b} ||^2 to the center of one's class, mean over utterances (equation 8).
+
+    Args:
+        z: [B, E] embeddings.
+        centers: [C, E] class centers.
+        labels: [B] classes, 0 to C - 1.
+    """
+    return (_full(z) - _full(centers)[labels]).square().sum(dim=-1).mean()
+
+
+def context_broadcast(h: Tensor, mask: Tensor) -> Tensor:
+    """Half of each frame, half of its utterance's mean over valid frames (equation 9).
+
+    Args:
+        h: [B, T, E] frame projections.
+        mask: [B, T]; each utterance needs a valid frame.
+
+    Returns:
+        [B, T, E]; what stands on padding has no meaning.
+    """
+    h = _full(h)
+    return (h + masked_mean(h, mask).unsqueeze(1)) / 2
+
+
+def supcon(h: Tensor, mask: Tensor, labels: Tensor, temperature: float, normalize: bool) -> Tensor:
+    """Supervised contrastive loss over all valid frames (equation 10; L_out of Khosla et al., 2020).
+
+    Every valid frame is an anchor; its positives are all other frames of its class, in any utterance, and its
+    contrast is all other frames. The loss is exact. Its memory grows with the number N of valid frames and
+    not with N^2: positives of a class enter through their sum, and the contrast is computed block by block
+    (see `log_sum_exp_of_others`). An anchor without positives does not count in the mean; if none has any,
+    the loss is 0.
+
+    Args:
+        h: [B, T, E] frame projections, after `context_broadcast`.
+        mask: [B, T].
+        labels: [B] classes, 0 or more.
+        temperature: divisor of the dot products, positive.
+        normalize: scale each frame to unit length first.
+    """
+    frames = _full(h[mask])
+    if len(frames) < 2:
+        return frames.sum() * 0
+    if normalize:
+        frames = functional.normalize(frames, dim=-1)
+    with torch.autocast(frames.device.type, enabled=False):
+        frames = frames / math.sqrt(temperature)  # dot products are then divided by the temperature
+        member = functional.one_hot(labels[:, None].expand_as(mask)[mask]).to(frames.dtype)  # [N, classes]
+        positives = member @ member.sum(dim=0) - 1
+        attraction = (frames * (member @ (member.T @ frames) - frames)).sum(dim=-1) / positives.clamp(min=1)
+        losses = log_sum_exp_of_others(frames) - attraction
+        return losses.where(positives > 0, 0).sum() / (positives > 0).sum().clamp(min=1)
+
+
+def log_sum_exp_of_others(frames: Tensor) -> Tensor:
+    """For each i, log sum_{j != i} exp(frames_i . frames_j), [N]; memory linear in N, differentiable once.
+
+    Args:
+        frames: [N, E], N at least 2.
+    """
+    return _LogSumExpOfOthers.apply(frames)  # pyright: ignore[reportReturnType] - torch leaves `apply` untyped
+
+
+class _LogSumExpOfOthers(torch.autograd.Function):
+    """The matrix of products is symmetric: blocks on and above its diagonal, made again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+        # No product is larger than the largest squared length. Up to 64 every exponential, and every sum of
+        # them, is far from the ends of float32 without subtracting a maximum first: a block is then raised to
+        # exponentials once for its rows and its columns, in half the time. Unit frames are there from
+        # temperature 1/64 upwards.
+        ctx.bounded = bool(frames.square().sum(dim=-1).max() <= 64)
+        if ctx.bounded:
+            sums = frames.new_zeros(len(frames))
+            for rows, columns in _upper_blocks(frames):
+                exponentials = _products(frames, rows, columns).exp_()
+                sums[rows] += exponentials.sum(dim=1)
+                if rows != columns:
+                    sums[columns] += exponentials.sum(dim=0)
+            result = sums.log()
+        else:
+            result = frames.new_full((len(frames),), -torch.inf)
+            for rows, columns in _upper_blocks(frames):
+                products = _products(frames, rows, columns)
+                result[rows] = torch.logaddexp(result[rows], _log_sum_exp(products, dim=1))
+                if rows != columns:
+                    result[columns] = torch.logaddexp(result[columns], _log_sum_exp(products, dim=0))
+        ctx.save_for_backward(frames, result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401 # pyright: ignore
+        # Frame i moves as an anchor, with g_i, and as one of the others of every j, with g_j:
+        # dL/df_i = sum_j (g_i exp(f_i . f_j - result_i) + g_j exp(f_i . f_j - result_j)) f_j
+        frames, result = ctx.saved_tensors
+        pull = gradient * (-result).exp()  # used where it cannot overflow
+        moved = torch.zeros_like(frames)
+        with torch.autocast(frames.device.type, enabled=False):
+            for rows, columns in _upper_blocks(frames):
+                weights = _products(frames, rows, columns)
+                if ctx.bounded:
+                    weights.exp_().mul_(pull[rows, None] + pull[columns])
+                else:
+                    as_anchor = _exp(weights - result[rows, None]).mul_(gradient[rows, None])
+                    _exp(weights.sub_(result[columns])).mul_(gradient[columns]).add_(as_anchor)
+                moved[rows].addmm_(weights, frames[columns])
+                if rows != columns:
+                    moved[columns].addmm_(weights.T, frames[rows])
+        return moved
+
+
+def _products(frames: Tensor, rows: slice, columns: slice) -> Tensor:
+    """One block of the products frames_i . frames_j, the lowest number there is where i = j."""
+    block = frames[rows] @ frames[columns].T
+    return block.fill_diagonal_(torch.finfo(block.dtype).min) if rows == columns else block
+
+
+def _log_sum_exp(products: Tensor, dim: int) -> Tensor:
+    top = products.amax(dim, keepdim=True)
+    return _exp(products - top).sum(dim).log_().add_(top.squeeze(dim))
+
+
+def _exp(values: Tensor) -> Tensor:
+    """Exponential in place of values up to 0, from e^-60: less is nothing next to 1, and slow once denormal."""
+    return values.clamp_(min=-60).exp_()
+
+
+def _upper_blocks(frames: Tensor) -> list[tuple[slice, slice]]:
+    """Rows and columns of the blocks on and above the diagonal."""
+    # A block should stay in the cache of a CPU core, and be enough to fill a GPU.
+    size = 256 if frames.device.type == "cpu" else 4096
+    parts = [slice(start, start + size) for start in range(0, len(frames), size)]
+    return [(rows, columns) for number, rows in enumerate(parts) for columns in parts[number:]]
+
+
+class Objective(nn.Module):
+    """The weighted sum of the losses that are on (equation 11), and the class centers if the center loss is.
+
+    The paper scales each term to about [0, 1]. "auto" does so from what a term is worth without any
+    knowledge: 1 / ln(C) for KL and focal, 1 / ln(N - 1) for SupCon with N valid frames.
+
+    The centers start at zero: they meet their classes' embeddings, which a fresh linear layer puts near zero,
+    without drawing a random number, and a random start would first pull the embeddings to places that mean
+    nothing.
+
+    Args:
+        losses: which losses are on, their weights and settings.
+        num_classes: C, 2 or more.
+        embedding_dim: E.
+
+    Raises:
+        ConfigError: fewer than 2 classes.
+    """
+
+    centers: nn.Parameter | None
+
+    def __init__(self, losses: Losses, num_classes: int, embedding_dim: int) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ConfigError(f"losses: {num_classes} class is nothing to learn; the data need at least 2")
+        self.losses = losses
+        self.centers = nn.Parameter(torch.zeros(num_classes, embedding_dim)) if losses.center else None
+
+    def forward(
+        self, logits: Tensor, z: Tensor, h: Tensor, mask: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        """Scalars: each loss that is on, unweighted, under its name; its weight as "weight_<name>"; "loss", the sum.
+
+        Args:
+            logits: [B, C].
+            z: [B, E] embeddings.
+            h: [B, T, E] frame projections.
+            mask: [B, T], true on valid frames.
+            target: [B, C] label distributions; center and SupCon use the likeliest class.
+        """
+        losses = self.losses
+        labels = target.argmax(dim=-1)
+        uniform = math.log(logits.shape[-1])  # KL of a one-hot label to the uniform distribution
+        terms: dict[str, Tensor] = {}
+        weights: dict[str, float | Tensor] = {}
+        if losses.kl:
+            terms["kl"] = kl(logits, target)
+            weights["kl"] = _weight(losses.kl.weight, 1 / uniform)
+        if losses.focal:
+            terms["focal"] = focal(logits, target, losses.focal.gamma)
+            weights["focal"] = _weight(losses.focal.weight, 1 / uniform)
+        if losses.center and self.centers is not None:
+            terms["center"] = center_distance(z, self.centers, labels)
+            weights["center"] = losses.center.weight
+        if losses.supcon:
+            section = losses.supcon
+            terms["supcon"] = supcon(
+                context_broadcast(h, mask), mask, labels, section.temperature, section.normalize
+            )
+            # Two frames or fewer make a loss of 0, for which any finite weight will do.
+            weights["supcon"] = _weight(section.weight, 1 / (mask.sum() - 1).clamp(min=2).log())
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        used = {f"weight_{name}": total.new_tensor(float(weight)) for name, weight in weights.items()}
+        return {**terms, **used, "loss": total}
+
+
+def _weight(setting: float | Literal["auto"], auto: float | Tensor) -> float | Tensor:
+    return auto if setting == "auto" else setting
+
+
+def _full(values: Tensor) -> Tensor:
+    """At least float32: bf16 keeps 8 bits, too few for logarithms and long sums."""
+    return values if values.dtype == torch.float64 else values.float()

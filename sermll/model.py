@@ -1,0 +1,108 @@
+"""The recogniser: encoder, pooling over frames, two linear heads; and the recogniser with its objective for training."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sermll import config
+from sermll.gather import Gathered
+from sermll.logmel import LogMelEncoder
+from sermll.losses import Objective
+from sermll.pooling import POOLS
+from sermll.pretrained import PretrainedEncoder
+
+
+class Output(NamedTuple):
+    """What the recogniser says of a batch."""
+
+    logits: Tensor
+    """(batch, classes)"""
+    embedding: Tensor
+    """z, (batch, embedding_dim)"""
+    frames: Tensor
+    """h, (batch, frames, embedding_dim): the frame projections that SupCon compares."""
+    mask: Tensor
+    """bool (batch, frames): True where a frame is heard, not padded."""
+
+
+class Recognizer(nn.Module):
+    """Waveforms to logits: encoder, pooling (FLAM by default), projection to z, classification."""
+
+    def __init__(self, settings: config.Model, num_classes: int, separate_frames: bool = False) -> None:
+        """`separate_frames`: project frames by a linear map of their own instead of the embedding's."""
+        super().__init__()
+        encoder = settings.encoder
+        if isinstance(encoder, config.Pretrained):
+            self.encoder: nn.Module = PretrainedEncoder(encoder)
+        else:
+            self.encoder = LogMelEncoder(**encoder.model_dump(exclude={"kind"}))
+        dim = int(self.encoder.dim)  # type: ignore[arg-type]
+        self.pool = POOLS[settings.pool](dim, settings.heads)
+        self.project = nn.Linear(dim, settings.embedding_dim)
+        self.project_frames = nn.Linear(dim, settings.embedding_dim) if separate_frames else None
+        self.classify = nn.Linear(settings.embedding_dim, num_classes)
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Output:
+        """Recognise a batch.
+
+        Args:
+            waveform: float32 (batch, samples) at 16 kHz, zero-padded.
+            lengths: int64 (batch,) valid samples of each utterance.
+        """
+        frames, mask = self.encoder(waveform, lengths)
+        pooled, frames = self.pool(frames, mask)
+        embedding = self.project(pooled)
+        return Output(
+            self.classify(embedding), embedding, (self.project_frames or self.project)(frames), mask
+        )
+
+
+class System(nn.Module):
+    """Recogniser and objective in one module, so that data-parallel training keeps all parameters equal.
+
+    With `losses.gather` every worker computes the objective of the whole global batch from all workers' outputs, so
+    that N workers compute what one would. Without it, center and SupCon see each worker's share alone, and the shares
+    are averaged by their number of utterances.
+    """
+
+    def __init__(self, settings: config.Experiment, num_classes: int) -> None:
+        """Parameters are drawn from torch's default generator, which the caller seeds."""
+        super().__init__()
+        supcon = settings.losses.supcon
+        self.recognizer = Recognizer(
+            settings.model,
+            num_classes,
+            separate_frames=supcon is not None and supcon.projection == "separate",
+        )
+        self.objective = Objective(settings.losses, num_classes, settings.model.embedding_dim)
+        self._gathers = settings.losses.gather
+        self._precision = settings.optim.precision
+
+    def forward(self, waveform: Tensor, lengths: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Loss terms of the global batch; "loss" is their weighted sum, the one to differentiate.
+
+        Args:
+            waveform: float32 (batch, samples): this worker's share.
+            lengths: int64 (batch,).
+            target: float32 (batch, classes) label distributions.
+        """
+        output = self.recognize(waveform, lengths)
+        shares = Gathered(len(target), target.device)
+        if not self._gathers:
+            terms = self.objective(output.logits, output.embedding, output.frames, output.mask, target)
+            return {name: shares.weigh(term) for name, term in terms.items()}
+        return self.objective(
+            shares.rows(output.logits),
+            shares.rows(output.embedding),
+            shares.frames(output.frames),
+            shares.frames(output.mask),
+            shares.rows(target),
+        )
+
+    def recognize(self, waveform: Tensor, lengths: Tensor) -> Output:
+        """The recogniser at the configured precision; losses are always computed in float32."""
+        enabled = self._precision == "bf16"
+        with torch.autocast(waveform.device.type, dtype=torch.bfloat16, enabled=enabled):
+            output = self.recognizer(waveform, lengths)
+        return Output(output.logits.float(), output.embedding.float(), output.frames.float(), output.mask)

@@ -1,0 +1,410 @@
+"""The pictures of a report: plain arrays in, matplotlib figures out, files on disk.
+
+Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), told apart with any kind of colour vision; classes
+also differ in their marker. Values that are not finite are left out of a line and marked in red.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # matplotlib takes half a second to import, so it waits until something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
+
+ACCENT = "#0b5c9e"
+"""The one colour of the report."""
+_PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222", "#8f8f8f")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "*")
+_INK, _GREY, _PALE, _WARNING = "#1d1d1f", "#6a6a6f", "#dfe1e5", "#b00020"
+_MOST_SPEAKER_NAMES = 120
+_WIDTH_INCH = 8.6
+
+MOST_PANELS = 12
+"""Folds of the embedding map; more would be too small to read."""
+
+_STYLE: "dict[RcKeyType, Any]" = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture is the same on every machine
+    "font.size": 9,
+    "text.color": _INK,
+    "text.parse_math": False,  # a class may be called $x$
+    "axes.edgecolor": _GREY,
+    "axes.labelcolor": _INK,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.axisbelow": True,
+    "grid.color": _PALE,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.solid_capstyle": "round",
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",  # looks the same where the font is not installed
+    "svg.hashsalt": "sermll",  # the same picture gives the same bytes
+}
+
+
+def save(stem: Path, draw: Callable[[], Figure]) -> bytes:
+    """Draw in the report's style and write `stem`.png and `stem`.svg, byte for byte the same each time.
+
+    Args:
+        stem: path of both files without the ending; its folder must exist.
+        draw: one of this module's pictures with its data bound.
+
+    Returns:
+        The SVG file's content.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = draw()
+        figure.savefig(stem.with_name(stem.name + ".png"), metadata={"Software": None})
+        figure.set_layout_engine("none")  # keeps the places just found, and saves finding them again
+        svg = stem.with_name(stem.name + ".svg")
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return svg.read_bytes()
+
+
+def confusion(counts: NDArray[np.int64], recalls: NDArray[np.float64], classes: Sequence[str]) -> Figure:
+    """Confusion matrix, rows coloured by their share, with the recall of each class beside its row.
+
+    Args:
+        counts: [C, C] utterances, true class by predicted class.
+        recalls: [C] in 0..1, NaN for a class that was never tested.
+        classes: C names.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    size = len(classes)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    names = [_short(name) for name in classes]
+    side = max(3.0, min(0.74 * size, 9.0))
+    figure = _figure(side + 2.9, 0.82 * side + 1.1)
+    cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=(side, 1.35))
+
+    shades = LinearSegmentedColormap.from_list("share", ["#ffffff", "#c6dbee", "#5a9bd0", ACCENT, "#073a66"])
+    edges = np.arange(size + 1) - 0.5
+    cells.pcolormesh(edges, edges, shares, cmap=shades, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
+    cells.invert_yaxis()
+    font_pt = min(9.0, max(4.0, 62 * side / size / 6.0))
+    for row in range(size):
+        for column in range(size):
+            ink = "white" if shares[row, column] > 0.45 else _INK
+            text = f"{counts[row, column]}\n{100 * shares[row, column]:.0f} %" if totals[row] else "—"
+            weight = "bold" if row == column and totals[row] else "normal"
+            cells.text(
+                column, row, text, ha="center", va="center", color=ink, fontsize=font_pt, fontweight=weight
+            )
+    slanted = max(len(name) for name in names) > 72 * side / size / 5.6
+    cells.set_xticks(range(size), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
+    if slanted:
+        for label in cells.get_xticklabels():
+            label.set_rotation_mode("anchor")
+    cells.set_yticks(range(size), names)
+    cells.set_xlabel("recognised as")
+    cells.set_ylabel("true class")
+    cells.tick_params(length=0)
+    cells.spines[:].set_visible(False)
+
+    bars.barh(range(size), np.nan_to_num(100 * recalls), height=0.62, color=ACCENT, alpha=0.85)
+    for row, recall in enumerate(recalls):
+        text = f"{100 * recall:.1f} %" if math.isfinite(recall) else "not tested"
+        bars.text(np.nan_to_num(100 * recall) + 4, row, text, va="center", fontsize=8.5)
+    bars.set_xlim(0, 165)
+    bars.set_title("recall", fontweight="normal")
+    bars.tick_params(labelleft=False, left=False, bottom=False, labelbottom=False)
+    bars.spines[["bottom"]].set_visible(False)
+    return figure
+
+
+def curves(terms: Mapping[str, Mapping[int, NDArray[np.float64]]]) -> Figure:
+    """One panel for each term of the loss: every fold thin, their mean thick.
+
+    Args:
+        terms: for each title, the values of each fold by epoch; folds may have different numbers of epochs.
+    """
+    columns = min(3, len(terms))
+    rows = math.ceil(len(terms) / columns)
+    figure = _figure(_WIDTH_INCH / 3 * columns, 2.05 * rows + 0.3)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    for panel, (title, folds) in zip(panels.flat, terms.items(), strict=False):
+        _lines(panel, folds, [ACCENT] * len(folds))
+        panel.set_title(title)
+        bottom, top = panel.get_ylim()
+        if 0 < bottom < 0.6 * top:  # show how much is left, where that does not flatten the curve
+            panel.set_ylim(bottom=0)
+    for panel in panels.flat[len(terms) :]:
+        panel.set_visible(False)
+    for column in range(columns):
+        shown = [panel for panel in panels[:, column] if panel.get_visible()]
+        shown[-1].set_xlabel("epoch")
+        shown[-1].tick_params(labelbottom=True)
+    return figure
+
+
+def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], chance: float) -> Figure:
+    """Dev UA by epoch, with the epoch that was chosen in each finished fold.
+
+    Args:
+        folds: UA in 0..1 of each fold by epoch.
+        chosen: the chosen epoch, counted from 0, of each finished fold.
+        chance: UA of guessing, in 0..1.
+    """
+    figure = _figure(_WIDTH_INCH, 3.4)
+    axes = figure.subplots()
+    colours = _fold_colours(list(folds))
+    percent = {fold: 100 * values for fold, values in folds.items()}
+    _lines(axes, percent, [colours[fold] for fold in folds], mean_colour=_INK)
+    for fold, epoch in sorted(chosen.items()):
+        if fold in percent and epoch < len(percent[fold]):
+            axes.plot(
+                epoch + 1, percent[fold][epoch], "o", ms=7, mfc=colours[fold], mec="white", mew=1.1, zorder=5
+            )
+    axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("dev UA in %")
+
+    from matplotlib.lines import Line2D
+
+    keys = []
+    if len(set(colours.values())) == len(folds) > 1:
+        keys += [Line2D([], [], color=colours[fold], label=f"fold {fold}") for fold in folds]
+    if len(folds) > 1:
+        keys.append(Line2D([], [], color=_INK, linewidth=2.4, label="mean"))
+    if chosen:
+        keys.append(Line2D([], [], ls="", marker="o", ms=7, mfc=_GREY, mec="white", label="chosen epoch"))
+    keys.append(Line2D([], [], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2, label="chance"))
+    figure.legend(handles=keys, loc="outside right center")
+    return figure
+
+
+def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int], chance: float) -> Figure:
+    """UA of each test speaker, from the lowest to the highest, in the colour of the fold that tested the speaker.
+
+    Args:
+        names: S speakers.
+        ua: [S] in 0..1.
+        folds: S folds.
+        chance: UA of guessing, in 0..1.
+    """
+    order = sorted(range(len(names)), key=lambda place: (ua[place], names[place]))
+    figure = _figure(min(11.0, max(_WIDTH_INCH, 0.13 * len(names) + 0.8)), 3.6)
+    axes = figure.subplots()
+    colours = _fold_colours(sorted(set(folds)))
+    size_pt = min(8.0, max(4.5, 300 / len(names)))
+    percent = 100 * ua[order]
+    mean = float(np.mean(percent))
+    for place, index in enumerate(order):
+        axes.plot([place, place], [mean, percent[place]], color=_PALE, linewidth=1.2, zorder=1)
+        axes.plot(
+            place, percent[place], "o", ms=size_pt, mfc=colours[folds[index]], mec="white", mew=0.7, zorder=3
+        )
+    axes.axhline(mean, color=_INK, linewidth=1.2, zorder=2)
+    axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+    axes.margins(x=0.5 / len(names) + 0.01)
+    axes.set_ylim(min(100 * chance, percent.min()) - 6, min(104.0, percent.max() + 8))
+    axes.set_ylabel("UA in %")
+    axes.grid(axis="y")
+    if len(names) <= _MOST_SPEAKER_NAMES:
+        shown = [_short(names[index], 16) for index in order]
+        upright = sum(map(len, shown)) + len(shown) > 85
+        small = 8.5 if len(names) <= 40 else 6.5
+        axes.set_xticks(range(len(names)), shown, rotation=90 if upright else 0, fontsize=small)
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlabel("speaker")
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(names)} speakers")
+
+    from matplotlib.lines import Line2D
+
+    keys = []
+    if len(set(colours.values())) == len(colours) > 1:
+        keys += [
+            Line2D([], [], ls="", marker="o", ms=7, mfc=colour, mec="white", label=f"fold {fold}")
+            for fold, colour in colours.items()
+        ]
+    keys.append(Line2D([], [], color=_INK, linewidth=1.2, label=f"mean {mean:.1f} %"))
+    keys.append(Line2D([], [], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2, label="chance"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2)
+    return figure
+
+
+def embedding(
+    folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]], classes: Sequence[str]
+) -> Figure:
+    """Principal components of the test embeddings: one panel for each fold, coloured by true class.
+
+    Args:
+        folds: for each fold, finite embeddings [N, D] and true class indices [N]; the first MOST_PANELS folds are drawn.
+        classes: C names.
+    """
+    from matplotlib.lines import Line2D
+
+    shown = list(folds.items())[:MOST_PANELS]
+    columns = min(len(shown), 3 if len(shown) <= 9 else 4)
+    rows = math.ceil(len(shown) / columns)
+    side = {1: 5.0, 2: 4.0, 3: 2.85, 4: 2.15}[columns]
+    longest = max(len(_short(name)) for name in classes)
+    key_rows = math.ceil(len(classes) / max(2, int(side * columns * 13 / (longest + 5))))
+    figure = _figure(side * columns, side * 0.95 * rows + 0.24 * key_rows + 0.1)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel, (fold, (vectors, labels)) in zip(panels.flat, shown, strict=False):
+        points, share = principal_components(vectors)
+        size_pt2 = float(np.clip(5000 / max(len(points), 1), 7, 30))
+        for index in range(len(classes)):
+            own = points[labels == index]
+            panel.scatter(
+                own[:, 0],
+                own[:, 1],
+                s=size_pt2,
+                marker=_MARKERS[index % len(_MARKERS)],
+                color=_PALETTE[index % len(_PALETTE)],
+                edgecolors="white",
+                linewidths=0.3,
+                alpha=0.85,
+                rasterized=len(points) > 1500,
+            )
+        panel.set_title(f"fold {fold}", pad=4)
+        panel.set_title(
+            f"{100 * share:.0f} % of variance", loc="right", fontweight="normal", fontsize=8, pad=4
+        )
+        panel.set_aspect("equal", adjustable="datalim")
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.spines[:].set_visible(True)
+        panel.spines[:].set_color(_PALE)
+    for panel in panels.flat[len(shown) :]:
+        panel.set_visible(False)
+    keys = [
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker=_MARKERS[index % len(_MARKERS)],
+            ms=6.5,
+            mfc=_PALETTE[index % len(_PALETTE)],
+            mec="white",
+            mew=0.3,
+            label=_short(name),
+        )
+        for index, name in enumerate(classes)
+    ]
+    figure.legend(
+        handles=keys,
+        loc="outside lower center",
+        ncols=math.ceil(len(classes) / key_rows),
+        handletextpad=0.2,
+        columnspacing=1.4,
+    )
+    return figure
+
+
+def principal_components(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """The two directions of largest variance, each turned so that its largest weight is positive.
+
+    Args:
+        vectors: [N, D], finite.
+
+    Returns:
+        [N, 2] coordinates (zero where there are fewer than two directions) and the share of the variance they hold.
+    """
+    centered = vectors - vectors.mean(axis=0, keepdims=True) if len(vectors) else vectors
+    points = np.zeros((len(vectors), 2))
+    if not centered.any():
+        return points, 1.0
+    _, scales, axes = np.linalg.svd(centered, full_matrices=False)
+    axes = axes[:2]
+    largest = np.abs(axes).argmax(axis=1)
+    axes = axes * np.sign(axes[np.arange(len(axes)), largest])[:, None]
+    points[:, : len(axes)] = centered @ axes.T
+    return points, float((scales[:2] ** 2).sum() / (scales**2).sum())
+
+
+def _figure(width_inch: float, height_inch: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_inch, height_inch))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _lines(
+    axes: Axes, folds: Mapping[int, NDArray[np.float64]], colours: Sequence[str], mean_colour: str = ACCENT
+) -> None:
+    """Every fold thin, their mean thick over the epochs that all of them reached; missing values are marked."""
+    from matplotlib.ticker import MaxNLocator
+
+    several = len(folds) > 1
+    thin = {"linewidth": 0.9, "alpha": float(np.clip(3 / len(folds), 0.12, 0.45))}
+    thick = {"linewidth": 2.4}
+    missing: list[int] = []
+    for values, colour in zip(folds.values(), colours, strict=True):
+        finite = np.isfinite(values)
+        missing += (np.flatnonzero(~finite) + 1).tolist()
+        _line(axes, np.where(finite, values, np.nan), colour, thin if several else thick)
+    if several:
+        reached = min(len(values) for values in folds.values())
+        stack = np.stack([values[:reached] for values in folds.values()])
+        mean = np.where(
+            np.isfinite(stack).all(axis=0), np.where(np.isfinite(stack), stack, 0).mean(axis=0), np.nan
+        )
+        _line(axes, mean, mean_colour, thick)
+    if missing:
+        # At the foot of the panel, whatever its range: x in epochs, y in parts of the panel.
+        foot = axes.get_xaxis_transform()
+        axes.plot(
+            missing, [0.04] * len(missing), "x", color=_WARNING, ms=5, transform=foot, clip_on=False, zorder=6
+        )
+        text = "1 value is not finite" if len(missing) == 1 else f"{len(missing)} values are not finite"
+        axes.text(
+            0.98, 0.94, text, color=_WARNING, transform=axes.transAxes, ha="right", va="top", fontsize=8
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    longest = max((len(values) for values in folds.values()), default=1)
+    axes.set_xlim(1 - 0.02 * longest - 0.1, longest + 0.02 * longest + 0.1)
+    axes.grid(axis="y")
+
+
+def _line(axes: Axes, values: NDArray[np.float64], colour: str, look: Mapping[str, Any]) -> None:
+    alone = np.isfinite(values).sum() == 1  # a line through one point would not be seen
+    axes.plot(
+        np.arange(1, len(values) + 1), values, marker="o" if alone else None, ms=4, color=colour, **look
+    )
+
+
+def _fold_colours(folds: Sequence[int]) -> dict[int, str]:
+    """A colour for each fold, or the accent for all where there are more folds than colours."""
+    if len(folds) > len(_PALETTE) or len(folds) < 2:
+        return dict.fromkeys(folds, ACCENT)
+    return dict(zip(folds, _PALETTE, strict=False))
+
+
+def _short(name: str, width: int = 24) -> str:
+    """A name that fits a picture: one line, cut with an ellipsis."""
+    name = " ".join(name.split())
+    return name if len(name) <= width else name[: width - 1].rstrip() + "…"

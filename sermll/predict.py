@@ -1,0 +1,102 @@
+"""`sermll predict`: labels with probabilities for recordings, by the models of a finished run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from sermll.audio import SAMPLE_RATE_HZ, read_recording, to_float
+from sermll.checkpoint import Checkpoint
+from sermll.config import Experiment
+from sermll.errors import AudioError, DataError
+from sermll.model import System
+from sermll.progress import Progress
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run's models say of one recording."""
+
+    file: str
+    label: str
+    probabilities: dict[str, float]
+    """By class, in class order."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The models of a run's folds; their probabilities are averaged."""
+
+    systems: tuple[System, ...]
+    classes: tuple[str, ...]
+    crop_samples: int
+
+    @classmethod
+    def load(cls, run_dir: Path, fold: int | None = None) -> "Predictor":
+        """Load the dev-selected model of every finished fold, or of one.
+
+        Raises:
+            DataError: the folder is not a run, or the fold is not finished.
+            CheckpointError: a model's file is damaged.
+        """
+        try:
+            run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+            settings = Experiment.model_validate(
+                yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{run_dir}: not a run ({error}); give the folder that `sermll train` printed"
+            ) from None
+        results = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(run_dir.glob("fold-*/result.json"))
+        ]
+        chosen = [result for result in results if fold is None or result["fold"] == fold]
+        if not chosen:
+            finished = ", ".join(str(result["fold"]) for result in results) or "none"
+            wanted = "no fold is finished" if fold is None else f"fold {fold} is not finished"
+            raise DataError(f"{run_dir}: {wanted} (finished: {finished})")
+        classes = tuple(run["data"]["classes"])
+        systems = []
+        for result in chosen:
+            system = System(settings, len(classes))
+            Checkpoint.open(run_dir / f"fold-{result['fold']}" / result["best_checkpoint"]).load_into(system)
+            systems.append(system.eval())
+        return cls(tuple(systems), classes, int(settings.data.eval_crop_s * SAMPLE_RATE_HZ))
+
+    @torch.no_grad()
+    def predict(self, path: Path) -> Prediction:
+        """Predict one recording; of a very long one, its middle is heard, as in scoring.
+
+        Raises:
+            AudioError: the file cannot be used.
+        """
+        samples = read_recording(path).samples
+        start = max(0, len(samples) - self.crop_samples) // 2
+        signal = to_float(samples[start : start + self.crop_samples])
+        waveform, lengths = torch.from_numpy(signal)[None], torch.tensor([len(signal)])
+        each = [
+            system.recognize(waveform, lengths).logits.softmax(dim=1)[0].numpy() for system in self.systems
+        ]
+        mean = np.mean(each, axis=0, dtype=np.float64)
+        probabilities = {name: round(float(value), 6) for name, value in zip(self.classes, mean, strict=True)}
+        return Prediction(str(path), self.classes[int(mean.argmax())], probabilities)
+
+
+def predict(run_dir: Path, files: Sequence[Path], fold: int | None) -> tuple[list[Prediction], list[str]]:
+    """Predictions for the recordings that can be used, and what is wrong with the others."""
+    predictor = Predictor.load(run_dir, fold)
+    predictions, faults = [], []
+    with Progress("predicting", len(files)) as progress:
+        for path in files:
+            try:
+                predictions.append(predictor.predict(path))
+            except AudioError as error:
+                faults.append(f"{path}: {error.reason}: {error}")
+            progress.advance()
+    return predictions, faults

@@ -1,0 +1,817 @@
+"""From run folders to a table for the terminal, pictures for slides, and a page that needs nothing beside it.
+
+A run that is not finished is reported as far as it got, and says so. Numbers are those of the run's own files;
+what is computed here is only what they do not hold: sums of confusion matrices and scores of single speakers.
+"""
+
+import base64
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from sermll import metrics, pictures
+from sermll.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Json = dict[str, Any]
+_T = TypeVar("_T")
+
+PICTURES = ("confusion", "curves", "dev_ua", "speakers", "embedding")
+"""Stems of the pictures `build` writes, each as PNG and SVG."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers of the paper, in percent, for a corpus and protocol."""
+
+    classes: int
+    folds: int
+    ua: float
+    wa: float | None
+    unstated: str = "how its epochs were chosen"
+    """What the paper does not tell about how the numbers came about."""
+
+
+PUBLISHED: dict[tuple[str, str], Published] = {
+    ("iemocap", "session"): Published(classes=4, folds=5, ua=79.14, wa=78.47),
+    ("msp-improv", "session"): Published(classes=4, folds=6, ua=58.34, wa=58.55),
+    ("ravdess", "hicmae"): Published(
+        classes=8,
+        folds=6,
+        ua=92.28,
+        wa=93.40,
+        unstated="how its epochs were chosen, and which actors form a fold",
+    ),
+    ("savee", "speaker"): Published(classes=7, folds=4, ua=72.3, wa=None),
+}
+"""Results of Wang et al., Interspeech 2026 (doi 10.21437/Interspeech.2026-1219), by corpus and protocol."""
+
+_LOSSES = {"kl": "KL", "focal": "focal", "center": "center", "supcon": "SupCon"}
+_SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro F1"}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Test utterances of the finished folds, by the model of the chosen epoch."""
+
+    speakers: tuple[str, ...]
+    """N speakers."""
+    folds: NDArray[np.int64]
+    """[N]"""
+    labels: NDArray[np.int64]
+    """[N] true classes."""
+    predicted: NDArray[np.int64]
+    """[N] recognised classes."""
+    embeddings: NDArray[np.float64]
+    """[N, D]; D is 0 if the run kept none. Each fold's model has a space of its own."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; see `load`."""
+
+    folder: Path
+    facts: Json
+    """run.json: identity, code, data and folds."""
+    settings: Json
+    """config.yaml: the resolved settings."""
+    scores: Json | None
+    """metrics.json; None before it is written."""
+    histories: Mapping[int, Mapping[str, NDArray[np.float64]]]
+    """For each fold that was started, the training curves [epochs]; NaN where a value is not finite or missing."""
+    results: Mapping[int, Json]
+    """For each finished fold, its epochs and chosen epoch, and its scores once metrics.json is written."""
+    predictions: Predictions | None
+    warnings: tuple[str, ...]
+    """What a reader must know before trusting the numbers, one sentence each."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of every matrix."""
+        return tuple(self.facts["data"]["classes"])
+
+    @property
+    def folds(self) -> list[Json]:
+        """The protocol's folds: `fold`, and the speakers of `test`, `dev` and `train`."""
+        return self.facts["protocol"]["folds"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every fold of the protocol is in the scores."""
+        return self.scores is not None and len(self.scores["folds"]) == len(self.folds)
+
+    @property
+    def progress(self) -> str:
+        """How many folds are finished, such as `2 of 6 folds`."""
+        return f"{len(self.results)} of {len(self.folds)} fold{'' if len(self.folds) == 1 else 's'}"
+
+    def confusion(self) -> NDArray[np.int64] | None:
+        """[C, C] test utterances summed over the scored folds, true class by recognised class."""
+        if not self.scores or not self.scores["folds"]:
+            return None
+        return np.sum([fold["confusion"] for fold in self.scores["folds"]], axis=0)
+
+
+def load(path: Path) -> Run:
+    """Read a run folder, finished or not.
+
+    Args:
+        path: `runs/<name>-<run id>`.
+
+    Raises:
+        DataError: not a run folder, or a file in it is damaged; the message names it.
+    """
+    path = Path(path)
+    for name in ("run.json", "config.yaml"):
+        if not (path / name).is_file():
+            raise DataError(
+                f"{path}: not a run folder (no {name}); give the folder printed by `sermll train`"
+            )
+    facts = _read_json(path / "run.json", dict)
+    with _naming(path / "run.json"):
+        classes = [str(name) for name in facts["data"]["classes"]]
+        numbers = [int(fold["fold"]) for fold in facts["protocol"]["folds"]]
+        _ = (
+            facts["run_id"],
+            facts["name"],
+            facts["protocol"]["name"],
+            facts["data"]["corpus"],
+            facts["data"]["title"],
+        )
+        warnings = [*_shared_speakers(facts["protocol"]["folds"])]
+    try:
+        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path / 'config.yaml'}: cannot be read as YAML ({error})") from None
+    if not isinstance(settings, dict):
+        raise DataError(
+            f"{path / 'config.yaml'}: settings are a mapping of keys, found {type(settings).__name__}"
+        )
+
+    histories: dict[int, Mapping[str, NDArray[np.float64]]] = {}
+    results: dict[int, Json] = {}
+    for number in numbers:
+        history, result = path / f"fold-{number}" / "history.json", path / f"fold-{number}" / "result.json"
+        if history.is_file():
+            with _naming(history):
+                histories[number] = _curves(_read_json(history, list))
+            warnings += _gaps(number, histories[number])
+        if result.is_file():
+            results[number] = _read_json(result, dict)
+    scores = _read_json(path / "metrics.json", dict) if (path / "metrics.json").is_file() else None
+    if scores is not None:
+        with _naming(path / "metrics.json"):
+            for fold in scores["folds"]:
+                if np.shape(fold["confusion"]) != (len(classes), len(classes)):
+                    shape = np.shape(fold["confusion"])
+                    raise ValueError(f"the confusion matrix is {shape}, with {len(classes)} classes")
+                results[int(fold["fold"])] = results.get(int(fold["fold"]), {}) | fold
+    parquet = path / "predictions.parquet"
+    predictions = _read_predictions(parquet, classes) if parquet.is_file() else None
+    if predictions is not None and not np.isfinite(predictions.embeddings).all():
+        count = int((~np.isfinite(predictions.embeddings)).any(axis=1).sum())
+        warnings.append(f"{count} embeddings are not finite; they are left out of the map.")
+    return Run(
+        path, facts, settings, scores, histories, dict(sorted(results.items())), predictions, tuple(warnings)
+    )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn a missing key or a wrong type into a DataError that names the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{path}: no {error.args[0]!r} in it; was it written by another version?") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: damaged ({error})") from None
+
+
+def _read_json(path: Path, kind: type[_T]) -> _T:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, kind):
+        raise DataError(f"{path}: damaged (a {type(value).__name__} where a {kind.__name__} should be)")
+    return value
+
+
+def _shared_speakers(folds: Iterable[Json]) -> Iterator[str]:
+    """The promise every page makes, that test speakers were never trained on, checked against the fold lists."""
+    for fold in folds:
+        both = set(fold["test"]) & (set(fold["train"]) | set(fold["dev"]))
+        if both:
+            names = ", ".join(sorted(map(str, both)))
+            yield f"Fold {fold['fold']}: test speakers also stand in training or dev ({names}): its scores are too high."
+
+
+def _curves(epochs: Sequence[Json]) -> dict[str, NDArray[np.float64]]:
+    """Curves [epochs] of a history: the sum `loss`, every weighted term, `dev_loss` and `dev_ua`."""
+    length = max((int(epoch["epoch"]) for epoch in epochs), default=-1) + 1
+    terms = sorted(
+        {key for epoch in epochs for key in epoch if key.startswith("loss_")},
+        key=lambda key: ([*_LOSSES, key.removeprefix("loss_")].index(key.removeprefix("loss_")), key),
+    )
+    curves = {name: np.full(length, np.nan) for name in ("loss", *terms, "dev_loss", "dev_ua")}
+    for epoch in epochs:
+        for name, values in curves.items():
+            value = epoch.get(name)
+            if value is not None and name in terms:
+                value *= epoch[name.replace("loss_", "weight_")]
+            if value is not None and math.isfinite(value):
+                values[int(epoch["epoch"])] = value
+    return curves
+
+
+def _gaps(fold: int, curves: Mapping[str, NDArray[np.float64]]) -> Iterator[str]:
+    for name, values in curves.items():
+        missing = (np.flatnonzero(np.isnan(values)) + 1).tolist()
+        if missing:
+            epochs = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
+            yield f"Fold {fold}: {name} is missing or not finite in epoch {epochs}."
+
+
+def _read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ["speaker", "fold", "label", "predicted", "embedding"]
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error})") from None
+    absent = [name for name in columns if name not in table.column_names]
+    if absent:
+        raise DataError(f"{path}: no column {', '.join(absent)}; was it written by another version?")
+    with _naming(path):
+        labels, predicted = (
+            np.array([classes.index(name) for name in table.column(column).to_pylist()], dtype=np.int64)
+            for column in ("label", "predicted")
+        )
+        rows = len(table)
+        flat = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        embeddings = np.asarray(flat, dtype=np.float64).reshape(rows, -1 if rows else 0)
+        folds = table.column("fold").to_numpy().astype(np.int64)
+    return Predictions(
+        tuple(map(str, table.column("speaker").to_pylist())), folds, labels, predicted, embeddings
+    )
+
+
+def text_table(run: Run) -> str:
+    """The run's results for the terminal, at most 100 columns wide."""
+    lines = [f"{run.facts['name']}  {run.facts['data']['title']}, {_protocol(run)}"]
+    lines.append(
+        f"run {run.facts['run_id']}, {len(run.classes)} classes, chance UA {_percent(1 / len(run.classes))} %"
+    )
+    if not run.complete:
+        lines.append(f"{run.progress} finished" + ("; the scores are of these alone" if run.scores else ""))
+    lines += [f"WARNING: {warning}" for warning in run.warnings]
+    lines += ["", f"{'fold':<6}{'UA':>6}{'WA':>8}{'macro F1':>10}{'epoch':>12}{'minutes':>10}  test speakers"]
+    for fold in run.folds:
+        number = fold["fold"]
+        result = run.results.get(number)
+        if result is None:
+            reached = len(run.histories[number]["loss"]) if number in run.histories else 0
+            lines.append(
+                f"{number:<6}" + (f"not finished, {reached} epochs so far" if reached else "not started")
+            )
+            continue
+        scores = [_percent(result.get(name)) for name in _SCORES]
+        epoch = f"{_epoch(result.get('best_epoch'))} of {result.get('epochs', '?')}"
+        minutes = _minutes(result)
+        row = f"{number:<6}{scores[0]:>6}{scores[1]:>8}{scores[2]:>10}{epoch:>12}{minutes:>10}  "
+        lines.append(row + " ".join(map(str, fold["test"])))
+    if run.scores and run.scores.get("selected"):
+        lines += ["", f"{'mean of folds':<24}" + "".join(f"{name:<22}" for name in _SCORES.values()).rstrip()]
+        for title, key in (("chosen on dev", "selected"), ("last epoch", "last")):
+            cells = [_interval(run.scores[key].get(name)) for name in _SCORES]
+            lines.append(f"{title:<24}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
+    return "\n".join(_fit(line, 100) for line in lines) + "\n"
+
+
+def build(paths: Sequence[Path], out: Path) -> Path:
+    """Write `out`/index.html and the pictures; with several runs, each run's pictures in a folder of its name.
+
+    The page holds everything it shows. The same runs give the same bytes.
+
+    Args:
+        paths: run folders, in the order they are to be shown.
+        out: folder to write into; made if it is missing.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        DataError: no run was given, one of them is not a run folder, or `out` is not a folder.
+    """
+    runs = [load(path) for path in paths]
+    if not runs:
+        raise DataError("no run to report; give one or more folders printed by `sermll train`")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: not a folder; give a folder for the report")
+    titles = _titles(runs)
+    sections = []
+    for run, title in zip(runs, titles, strict=True):
+        folder = out if len(runs) == 1 else out / title
+        folder.mkdir(parents=True, exist_ok=True)
+        sections.append(_section(run, title, _draw(run, folder), heading="h1" if len(runs) == 1 else "h2"))
+    if len(runs) > 1:
+        sections.insert(0, _comparison(runs, titles))
+    page = out / "index.html"
+    page.write_text(_page(" · ".join(titles), sections), encoding="utf-8", newline="\n")
+    return page
+
+
+def _titles(runs: Sequence[Run]) -> list[str]:
+    """Folder names, told apart where two are the same: a run repeated elsewhere has the same name and id."""
+    seen: Counter[str] = Counter()
+    titles = []
+    for run in runs:
+        name = run.folder.resolve().name
+        seen[name] += 1
+        titles.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return titles
+
+
+def _draw(run: Run, folder: Path) -> dict[str, bytes]:
+    """Write the pictures that the run has data for; those of an earlier report that it has not are removed."""
+    drawings = _drawings(run)
+    for stem in PICTURES:
+        if stem not in drawings:
+            for ending in (".png", ".svg"):
+                (folder / (stem + ending)).unlink(missing_ok=True)
+    return {stem: pictures.save(folder / stem, draw) for stem, draw in drawings.items()}
+
+
+def _drawings(run: Run) -> "dict[str, Callable[[], Figure]]":
+    drawings: dict[str, Callable[[], Figure]] = {}
+    chance = 1 / len(run.classes)
+    counts = run.confusion()
+    if counts is not None:
+        drawings["confusion"] = partial(pictures.confusion, counts, metrics.recalls(counts), run.classes)
+    started = {fold: curves for fold, curves in run.histories.items() if len(curves["loss"])}
+    if started:
+        names = {name: None for curves in started.values() for name in curves if name != "dev_ua"}
+        terms = {
+            _curve_title(name): {fold: curves[name] for fold, curves in started.items() if name in curves}
+            for name in sorted(names, key=lambda name: name == "dev_loss")
+        }
+        drawings["curves"] = partial(pictures.curves, terms)
+        chosen = {
+            fold: int(result["best_epoch"]) for fold, result in run.results.items() if "best_epoch" in result
+        }
+        by_fold = {fold: curves["dev_ua"] for fold, curves in started.items()}
+        drawings["dev_ua"] = partial(pictures.dev_ua, by_fold, chosen, chance)
+    told = run.predictions
+    if told is not None and told.speakers:
+        groups = sorted(set(zip(told.speakers, told.folds.tolist(), strict=True)))
+        names = np.array(told.speakers)
+        confusions = [
+            metrics.confusion(told.labels[rows], told.predicted[rows], len(run.classes))
+            for rows in ((names == speaker) & (told.folds == fold) for speaker, fold in groups)
+        ]
+        speakers, folds = zip(*groups, strict=True)
+        drawings["speakers"] = partial(pictures.speakers, speakers, metrics.ua(confusions), folds, chance)
+        finite = np.isfinite(told.embeddings).all(axis=1)
+        if told.embeddings.shape[1] and finite.any():
+            points = {}
+            for fold in sorted(set(told.folds[finite].tolist())):
+                rows = finite & (told.folds == fold)
+                points[fold] = (told.embeddings[rows], told.labels[rows])
+            drawings["embedding"] = partial(pictures.embedding, points, run.classes)
+    return drawings
+
+
+def _curve_title(name: str) -> str:
+    if name == "loss":
+        return "total loss"
+    if name == "dev_loss":
+        return "dev loss"
+    term = name.removeprefix("loss_")
+    return _LOSSES.get(term, term)
+
+
+class _Html(str):
+    """Markup; any other text is escaped when it becomes part of the page."""
+
+    __slots__ = ()
+
+
+def _tag(name: str, /, *children: object, **attributes: str) -> _Html:
+    inside = "".join(child if isinstance(child, _Html) else escape(str(child)) for child in children)
+    words = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items()
+    )
+    return (
+        _Html(f"<{name}{words}>") if name in ("img", "meta") else _Html(f"<{name}{words}>{inside}</{name}>\n")
+    )
+
+
+def _table(header: Sequence[object], rows: Iterable[Sequence[object]], words: Sequence[int] = (0,)) -> _Html:
+    """A table that scrolls sideways on a narrow screen; the columns in `words` are text, the others numbers."""
+    looks = ["word" if place in words else "number" for place in range(len(header))]
+    head = _tag(
+        "tr", *(_tag("th", cell, class_=look, scope="col") for cell, look in zip(header, looks, strict=True))
+    )
+    body = [
+        _tag("tr", *(_tag("td", cell, class_=look) for cell, look in zip(row, looks, strict=True)))
+        for row in rows
+    ]
+    return _tag("div", _tag("table", _tag("thead", head), _tag("tbody", *body)), class_="wide")
+
+
+def _page(title: str, sections: Iterable[_Html]) -> str:
+    # The policy lets a browser fetch nothing at all: the page is what the file holds.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = _tag(
+        "head",
+        _Html('<meta charset="utf-8">\n'),
+        _tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        _tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        _tag("title", title),
+        _Html(f"<style>{_STYLE}</style>\n"),
+    )
+    return "<!DOCTYPE html>\n" + _tag(
+        "html", head, _tag("body", _tag("main", *sections, _glossary())), lang="en"
+    )
+
+
+def _section(run: Run, title: str, drawn: Mapping[str, bytes], heading: str) -> _Html:
+    """Everything about one run."""
+    return _tag(
+        "section",
+        _headline(run, heading),
+        *_score_tables(run),
+        *_pictures(run, drawn),
+        *_published(run),
+        *_how(run),
+        id=title,
+    )
+
+
+def _headline(run: Run, heading: str) -> _Html:
+    data, chance = run.facts["data"], 1 / len(run.classes)
+    size = [f"{data['utterances']:,} utterances"] if "utterances" in data else []
+    size += [f"{data['hours']:.1f} hours"] if "hours" in data else []
+    size += [f"{len(run.classes)} classes"]
+    lines = [
+        _tag(heading, run.facts["name"]),
+        _tag("p", _tag("strong", data["title"]), f" ({', '.join(size)}). {_protocol(run, in_full=True)}"),
+    ]
+    if run.scores and run.scores.get("selected"):
+        score = run.scores["selected"]["ua"]
+        interval = (
+            "no interval: fewer than two speakers were tested"
+            if score.get("low") is None
+            else f"95 % interval {_percent(score['low'])} to {_percent(score['high'])} %, by bootstrap over speakers"
+        )
+        number = _tag("span", f"UA {_percent(score['value'])} %", class_="score")
+        lines.append(_tag("p", number, f" {interval}; chance {_percent(chance)} %", class_="result"))
+    if not run.complete:
+        then = "the scores are of these alone and will change" if run.scores else "there are no scores yet"
+        lines.append(_tag("p", f"{run.progress} finished: {then}.", class_="notice"))
+    lines += [_tag("p", warning, class_="notice") for warning in run.warnings]
+    return _tag("header", *lines)
+
+
+def _protocol(run: Run, in_full: bool = False) -> str:
+    """The protocol in words; the promise about speakers is made only where the fold lists keep it."""
+    protocol = run.facts["protocol"]
+    count = f"{len(run.folds)} fold{'' if len(run.folds) == 1 else 's'}"
+    if not in_full:
+        return f"protocol {protocol['name']}: {count}"
+    held = sorted({len(fold["dev"]) for fold in run.folds})
+    dev = " to ".join(map(str, sorted({held[0], held[-1]}))) if held else "0"
+    promise = (
+        "test speakers stand in training or dev too, see below"
+        if next(_shared_speakers(run.folds), None)
+        else "test speakers never in training or dev"
+    )
+    return (
+        f"Protocol {protocol['name']}: {count}, {promise}; the epoch is chosen on {dev} "
+        f"dev speaker{'' if dev == '1' else 's'} held back from training."
+    )
+
+
+def _score_tables(run: Run) -> Iterator[_Html]:
+    if run.scores and run.scores.get("selected"):
+        yield _tag("h3", "Scores")
+        rows = [
+            (
+                f"{name}, {kind}",
+                *(_interval(run.scores[which].get(prefix + key)) for which in ("selected", "last")),
+            )
+            for prefix, kind in (("", "mean over folds"), ("pooled_", "pooled"))
+            for key, name in _SCORES.items()
+        ]
+        yield _table(("in %", "epoch chosen on dev", "last epoch"), rows)
+    yield _tag("h3", "Folds")
+    rows = []
+    for fold in run.folds:
+        number, result = fold["fold"], run.results.get(fold["fold"])
+        who = ", ".join(map(str, fold["test"]))
+        if result is None:
+            reached = len(run.histories[number]["loss"]) if number in run.histories else 0
+            rows.append((number, "—", "—", "not finished", reached, "—", who))
+        else:
+            score = (_percent(result.get("ua")), _percent(result.get("wa")))
+            epochs = (_epoch(result.get("best_epoch")), result.get("epochs", "—"))
+            rows.append((number, *score, *epochs, _minutes(result), who))
+    yield _table(
+        ("fold", "UA\u00a0%", "WA\u00a0%", "chosen epoch", "epochs", "minutes", "test speakers"),
+        rows,
+        words=(0, 6),
+    )
+
+
+def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[_Html]:
+    folds = f"{len(run.results)} finished fold{'' if len(run.results) == 1 else 's'}"
+    hidden = ""
+    if run.predictions is not None and len(set(run.predictions.folds.tolist())) > pictures.MOST_PANELS:
+        hidden = f" The first {pictures.MOST_PANELS} folds are shown."
+    told = {
+        "confusion": (
+            "Confusion matrix",
+            f"Test utterances of {folds}: count and share of the true class. Colour follows the share.",
+        ),
+        "curves": (
+            "Learning curves",
+            "Terms of the training loss as they enter the sum (weighted), and the loss on dev. Thin: one fold each. "
+            "Thick: their mean over the epochs all of them reached.",
+        ),
+        "dev_ua": (
+            "UA on dev",
+            "The epoch with the dot is the one whose model is tested. Dev speakers are neither trained on nor tested.",
+        ),
+        "speakers": (
+            "Speakers",
+            "UA of each test speaker over the classes the speaker has, and the mean over speakers.",
+        ),
+        "embedding": (
+            "Embeddings",
+            "Test utterances by the two largest principal components of their embeddings, coloured by true class. "
+            "Each fold has a model, and so a space, of its own: directions cannot be compared between panels."
+            + hidden,
+        ),
+    }
+    for stem, (title, caption) in told.items():
+        yield _tag("h3", title)
+        if stem not in drawn:
+            yield _tag(
+                "p", "Nothing to draw yet." if not run.complete else "The run kept no data for this picture."
+            )
+            continue
+        source = "data:image/svg+xml;base64," + base64.b64encode(drawn[stem]).decode()
+        image = _tag("div", _tag("img", src=source, alt=f"{title}. {caption}"), class_="wide")
+        yield _tag("figure", image, _tag("figcaption", caption))
+
+
+def _published(run: Run) -> Iterator[_Html]:
+    """The paper's row beside ours, only where corpus, classes and folds are the same."""
+    protocol = run.facts["protocol"]["name"]
+    paper = PUBLISHED.get((run.facts["data"]["corpus"], protocol))
+    if paper is None or not run.complete or not run.scores:
+        return
+    if (paper.classes, paper.folds) != (len(run.classes), len(run.folds)):
+        return
+    yield _tag("h3", "Beside the published result")
+    rows = [
+        (
+            f"this run, {title}",
+            *(_percent(run.scores[which][name]["value"], digits=2) for name in ("ua", "wa")),
+            words,
+        )
+        for which, title, words in (
+            ("selected", "epoch chosen on dev", f"encoder {_encoder(run.settings)}"),
+            ("last", "last epoch", "the same"),
+        )
+    ]
+    wa = "—" if paper.wa is None else f"{paper.wa:.2f}"
+    theirs = f"encoder WavLM-Large; not stated: {paper.unstated}"
+    rows.append(("Wang et al., Interspeech 2026", f"{paper.ua:.2f}", wa, theirs))
+    yield _table(("mean over folds", "UA\u00a0%", "WA\u00a0%", "how"), rows, words=(0, 3))
+
+
+def _how(run: Run) -> Iterator[_Html]:
+    """The settings in words and in full, and what the numbers were made with."""
+    yield _tag("h3", "How it was run")
+    yield _facts(_summary(run.settings))
+    text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
+    yield _tag("details", _tag("summary", "All settings"), _tag("pre", text))
+    yield _tag("h3", "Provenance")
+    code, data = run.facts.get("code", {}), run.facts["data"]
+    commit = f", commit {code['commit']}" if code.get("commit") else ""
+    changed = ", with uncommitted changes" if code.get("dirty") else ""
+    versions = ", ".join(f"{name} {version}" for name, version in run.facts.get("versions", {}).items())
+    yield _facts(
+        {
+            "run": run.facts["run_id"],
+            "started": run.facts.get("created", "not recorded"),
+            "data": f"{data.get('path', '')} (hash {data.get('data_hash', 'not recorded')})",
+            "folds": f"{run.facts['protocol']['name']} (hash {run.facts['protocol'].get('hash', 'not recorded')})",
+            "code": f"sermll {code.get('version', '')}{commit}{changed}",
+            "packages": versions or "not recorded",
+        }
+    )
+
+
+def _facts(facts: Mapping[str, object]) -> _Html:
+    return _tag("dl", *(_tag("div", _tag("dt", name), _tag("dd", value)) for name, value in facts.items()))
+
+
+def _summary(settings: Json) -> dict[str, str]:
+    """The settings a reader asks for first; those the run does not have are left out."""
+
+    flat = _flat(settings)
+
+    def at(key: str) -> str:
+        return str(flat.get(key, "not recorded"))
+
+    pool = at("model.pool")
+    losses = settings.get("losses") or {}
+    terms = []
+    for key, name in _LOSSES.items():
+        section = losses.get(key)
+        if section:
+            options = [f"{option} {_plain(value)}" for option, value in section.items()]
+            terms.append(f"{name} ({', '.join(options)})")
+    kind = at("mixup.kind")
+    snr_db = settings.get("mixup", {}).get("snr_db")
+    mixup = {"eam": "energy-adaptive", "lam": "label-adaptive"}.get(kind, kind)
+    if kind != "none":
+        mixup += f", probability {at('mixup.probability')}"
+        mixup += f", SNR {snr_db[0]:g} to {snr_db[1]:g} dB" if snr_db else ""
+    return {
+        "encoder": _encoder(settings),
+        "pooling": f"frame-level attention, {at('model.heads')} heads" if pool == "flam" else pool,
+        "losses": "; ".join(terms),
+        "mixup": mixup,
+        "training": f"{at('optim.epochs')} epochs, batch {at('optim.batch_size')}, learning rate {at('optim.lr')} "
+        f"(centers {at('optim.center_lr')}), {at('optim.precision')}",
+        "seed": at("seed"),
+    }
+
+
+def _encoder(settings: Json) -> str:
+    encoder = settings.get("model", {}).get("encoder", {})
+    if encoder.get("kind") == "logmel":
+        return f"log-mel, {encoder.get('mels')} bands, {encoder.get('dim')} wide, from scratch"
+    return f"{encoder.get('name')}, trained: {encoder.get('tune')}, layer: {encoder.get('layer')}"
+
+
+def _plain(value: object) -> str:
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """For each run, the settings of science that are not the same in all runs, by short name."""
+    outside = ("name", "fold", "resources.", "tracking.", "data.path")
+    flats = [
+        {key: value for key, value in _flat(run.settings).items() if not key.startswith(outside)}
+        | {
+            "data": f"{run.facts['data']['title']} {run.facts['data'].get('data_hash', '')[:8]}",
+            "code": f"{run.facts.get('code', {}).get('version', '')} {(run.facts.get('code', {}).get('commit') or '')[:8]}",
+        }
+        for run in runs
+    ]
+    differences: list[dict[str, str]] = [{} for _ in runs]
+    for key in dict.fromkeys(key for flat in flats for key in flat):
+        # A section that is off in one run has no keys of its own there, so only those that have the key are asked.
+        having = {str(flat[key]) for flat in flats if key in flat}
+        off = any(flat.get(key, "") is None for flat in flats) and any(key not in flat for flat in flats)
+        if len(having) < 2 and not off:
+            continue
+        for flat, difference in zip(flats, differences, strict=True):
+            if key in flat or off:
+                difference[key] = "off" if off and key in flat else str(flat.get(key, "on"))
+    return differences
+
+
+def _comparison(runs: Sequence[Run], titles: Sequence[str]) -> _Html:
+    """One row for each run, first on a page of several."""
+    rows = []
+    for run, title, difference in zip(runs, titles, _differences(runs), strict=True):
+        link = _tag("a", title, href=f"#{title}")
+        words = "; ".join(f"{key} {value}" for key, value in difference.items()) or "none"
+        selected, last = (run.scores or {}).get("selected") or {}, (run.scores or {}).get("last") or {}
+        name = link if run.complete else _Html(link + _tag("small", f"{run.progress} finished"))
+        wa, ua = (
+            _percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua"))
+        )
+        rows.append((name, words, _interval(selected.get("ua")), wa, ua))
+    header = ("run", "settings that differ", "UA % [95 % interval]", "WA\u00a0%", "last-epoch UA %")
+    return _Html(_tag("h1", f"{len(runs)} runs") + _table(header, rows, words=(0, 1)))
+
+
+def _glossary() -> _Html:
+    terms = {
+        "UA": "unweighted accuracy, the mean of the recalls of the classes: every class counts the same.",
+        "WA": "weighted accuracy, the share of utterances recognised: frequent classes count more.",
+        "Chosen on dev": "the epoch with the highest UA on the dev speakers; test speakers have no part in the choice.",
+        "Interval": "where the score lies in 95 % of draws of the test speakers with replacement; another seed or "
+        "other training speakers vary it further.",
+    }
+    return _tag("footer", _tag("h3", "Words"), _facts(terms))
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    """A share of 0..1 in percent; a dash where there is none."""
+    if value is None:
+        return "—"
+    return f"{100 * value:.{digits}f}" if math.isfinite(value) else "not finite"
+
+
+def _interval(score: Json | None) -> str:
+    if score is None:
+        return "—"
+    if score.get("low") is None or score.get("high") is None:
+        return _percent(score["value"])
+    return f"{_percent(score['value'])} [{_percent(score['low'])}, {_percent(score['high'])}]"
+
+
+def _epoch(index: int | None) -> str:
+    """People count epochs from 1."""
+    return "—" if index is None else str(index + 1)
+
+
+def _minutes(result: Json) -> str:
+    seconds = result.get("seconds")
+    return "—" if seconds is None else f"{seconds / 60:.1f}"
+
+
+def _fit(line: str, width: int) -> str:
+    """The line cut to the terminal, without characters that would steer it."""
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+_STYLE = f"""
+:root {{ color-scheme: light; }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; background: white; color: #1d1d1f; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
+  "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }}
+main {{ max-width: 54rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }}
+h1, h2 {{ margin: 0 0 .4rem; font-size: 2rem; line-height: 1.2; overflow-wrap: anywhere; }}
+h3 {{ margin: 2.6rem 0 .6rem; font-size: 1.15rem; break-after: avoid; }}
+p {{ margin: .5rem 0; overflow-wrap: anywhere; }}
+section + section {{ margin-top: 3.5rem; padding-top: 2.5rem; border-top: 3px solid {pictures.ACCENT}; }}
+a {{ color: {pictures.ACCENT}; }}
+small {{ display: block; color: #5a5a60; }}
+.result {{ margin-top: 1.2rem; padding: .8rem 1.1rem; border-left: 5px solid {pictures.ACCENT}; background: #f2f6fa; }}
+.score {{ display: block; color: {pictures.ACCENT}; font-size: 2rem; font-weight: 700; line-height: 1.25; }}
+.notice {{ padding: .5rem 1rem; border-left: 5px solid #b00020; background: #fdf2f3; }}
+.wide {{ overflow-x: auto; }}
+table {{ width: 100%; border-collapse: collapse; font-size: .95rem; }}
+th, td {{ padding: .4rem .9rem .4rem 0; border-bottom: 1px solid #dfe1e5; vertical-align: baseline; }}
+th:last-child, td:last-child {{ padding-right: 0; }}
+th {{ border-bottom: 2px solid #1d1d1f; font-weight: 600; vertical-align: bottom; }}
+.number + .word {{ padding-left: .6rem; }}
+.number {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+th.number {{ white-space: normal; }}
+.word {{ text-align: left; }}
+td.word {{ min-width: 5rem; overflow-wrap: anywhere; }}
+td.word:first-child {{ font-weight: 600; }}
+figure {{ margin: 0; break-inside: avoid; }}
+figure img {{ display: block; max-width: 100%; min-width: 34rem; height: auto; }}
+figcaption {{ margin-top: .4rem; color: #5a5a60; font-size: .9rem; }}
+dl {{ margin: 0; }}
+dl div {{ display: grid; grid-template-columns: 8.5rem 1fr; gap: 0 1rem; padding: .35rem 0;
+  border-bottom: 1px solid #dfe1e5; }}
+dt {{ font-weight: 600; }}
+dd {{ margin: 0; overflow-wrap: anywhere; }}
+details {{ margin-top: .8rem; }}
+summary {{ cursor: pointer; color: {pictures.ACCENT}; }}
+pre {{ padding: .8rem 1rem; background: #f5f6f8; overflow-x: auto; font-size: .82rem; line-height: 1.4; }}
+@media (max-width: 34rem) {{ dl div {{ grid-template-columns: 1fr; }} h1, h2 {{ font-size: 1.6rem; }} }}
+@media print {{
+  main {{ max-width: none; padding: 0; }}
+  body {{ font-size: 10.5pt; }}
+  .wide {{ overflow: visible; }}
+  figure img {{ min-width: 0; }}
+  tr {{ break-inside: avoid; }}
+  section + section {{ break-before: page; border: 0; }}
+}}
+"""

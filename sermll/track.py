@@ -1,0 +1,270 @@
+"""The only writer to MLflow. Everything it sends is read from the run's folder, so that it can be sent again.
+
+One parent run per experiment run, one child per fold. `<run>/mlflow.json` remembers what the server has; a server
+that is away is tried again later and, at the end, by `sermll track RUN`.
+"""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sermll.config import Experiment
+from sermll.errors import DataError
+from sermll.loop import write_json
+
+RETRY_S = 60.0
+NOT_PARAMS = ("resources", "tracking")
+
+
+class Tracker:
+    """Brings MLflow up to date with a run's folder."""
+
+    def __init__(self, run_dir: Path, uri: str | None, experiment: str) -> None:
+        """`uri` None: tracking is off."""
+        self._run_dir, self._uri, self._experiment = run_dir, uri, experiment
+        self._fault: str | None = None
+        self._tried_at = -RETRY_S
+        self._ready: Any = None
+        self._sizes: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, experiment: Experiment, run_dir: Path) -> "Tracker":
+        """The tracker that an experiment asks for: its `tracking.mlflow`, MLFLOW_TRACKING_URI, or a SQLite file."""
+        uri: str | None = experiment.tracking.mlflow or os.environ.get("MLFLOW_TRACKING_URI")
+        uri = uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+        return cls(run_dir, None if uri == "off" else uri, experiment.tracking.experiment or experiment.name)
+
+    def sync(self) -> None:
+        """Send what is new. A failure is remembered and tried again a minute later; it never stops training."""
+        if self._uri is None or (self._fault and time.monotonic() - self._tried_at < RETRY_S):
+            return
+        sizes = {str(path): path.stat().st_size for path in self._run_dir.glob("fold-*/*.json")}
+        if sizes == self._sizes:
+            return
+        self._attempt(lambda: self._send(artifacts=False))
+        if self._fault is None:
+            self._sizes = sizes
+
+    def finish(self) -> str | None:
+        """Send everything, files included; returns what went wrong, None if nothing did."""
+        if self._uri is None:
+            return None
+        self._attempt(lambda: self._send(artifacts=True))
+        return self._fault
+
+    def _attempt(self, send: Any) -> None:  # noqa: ANN401 - a thunk
+        self._tried_at = time.monotonic()
+        try:
+            send()
+            self._fault = None
+        except (
+            Exception
+        ) as error:  # whatever a server or its client raises, training goes on and the user is told
+            self._fault = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+    def _client(self) -> Any:  # noqa: ANN401 - mlflow is loaded when first needed
+        if self._ready is None:
+            # A server that is away should cost seconds, not the minutes of MLflow's own retries.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            from mlflow import MlflowClient
+
+            for name in ("mlflow", "alembic"):  # their own setup of logging runs on import
+                logging.getLogger(name).setLevel(logging.ERROR)
+            self._ready = MlflowClient(tracking_uri=self._uri)
+        return self._ready
+
+    def _send(self, *, artifacts: bool) -> None:
+        client, memory = self._client(), self._memory()
+        run = json.loads((self._run_dir / "run.json").read_text(encoding="utf-8"))
+        settings = yaml.safe_load((self._run_dir / "config.yaml").read_text(encoding="utf-8"))
+        if "parent" not in memory:
+            memory["experiment_id"] = self._experiment_id(client)
+            memory["parent"] = self._start(client, memory, run, settings, self._run_dir.name, None)
+        for folder in sorted(self._run_dir.glob("fold-*"), key=lambda path: int(path.name[5:])):
+            self._send_fold(client, memory, run, settings, folder, artifacts=artifacts)
+        if artifacts:
+            self._send_summary(client, memory, run)
+
+    def _memory(self) -> dict[str, Any]:
+        """What the server at this URI already has."""
+        path = self._run_dir / "mlflow.json"
+        memory = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return memory if memory.get("uri") == self._uri else {"uri": self._uri, "folds": {}}
+
+    def _remember(self, memory: dict[str, Any]) -> None:
+        write_json(self._run_dir / "mlflow.json", memory)
+
+    def _experiment_id(self, client: Any) -> str:  # noqa: ANN401
+        found = client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return found.experiment_id
+        local = self._uri is not None and self._uri.startswith("sqlite:")
+        place = (self._run_dir.parent / "mlflow-artifacts").as_uri() if local else None
+        return client.create_experiment(self._experiment, artifact_location=place)
+
+    def _start(
+        self,
+        client: Any,  # noqa: ANN401
+        memory: dict[str, Any],
+        run: dict[str, Any],
+        settings: dict[str, Any],
+        name: str,
+        parent: str | None,
+    ) -> str:
+        """Create a run with its parameters, tags and data set."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        tags = {
+            "sermll.run_id": run["run_id"],
+            "sermll.data_hash": run["data"]["data_hash"],
+            "sermll.corpus": run["data"]["corpus"],
+            "sermll.protocol": run["protocol"]["name"],
+            "sermll.protocol_hash": run["protocol"]["hash"],
+            "sermll.version": run["code"]["version"],
+            "sermll.commit": str(run["code"]["commit"]),
+            "sermll.dirty": str(run["code"]["dirty"]),
+            "sermll.seed": str(settings["seed"]),
+        }
+        if parent is not None:
+            tags |= {"mlflow.parentRunId": parent, "sermll.fold": name.removeprefix("fold-")}
+        created = client.create_run(memory["experiment_id"], run_name=name, tags=tags)
+        identity = created.info.run_id
+        memory["parent" if parent is None else "folds"] = (
+            identity
+            if parent is None
+            else memory["folds"] | {name: {"run": identity, "epochs": 0, "finished": False}}
+        )
+        self._remember(memory)
+        params = flatten({key: value for key, value in settings.items() if key not in NOT_PARAMS})
+        if parent is not None:
+            params["fold"] = name.removeprefix("fold-")
+        client.log_batch(identity, params=[Param(key, str(value)) for key, value in params.items()])
+        data = run["data"]
+        dataset = Dataset(
+            name=data["corpus"],
+            digest=data["data_hash"][:12],
+            source_type="local",
+            source=json.dumps({"uri": data["path"]}),
+            profile=json.dumps({"utterances": data["utterances"], "hours": data["hours"], **data["counts"]}),
+        )
+        client.log_inputs(identity, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        client.set_tag(identity, RunTag("mlflow.note.content", "").key, data["title"])
+        return identity
+
+    def _send_fold(
+        self,
+        client: Any,  # noqa: ANN401
+        memory: dict[str, Any],
+        run: dict[str, Any],
+        settings: dict[str, Any],
+        folder: Path,
+        *,
+        artifacts: bool,
+    ) -> None:
+        from mlflow.entities import Metric
+
+        if not (folder / "history.json").exists():
+            return
+        history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        if folder.name not in memory["folds"]:
+            self._start(client, memory, run, settings, folder.name, memory["parent"])
+        fold = memory["folds"][folder.name]
+        now_ms = int(time.time() * 1000)
+        values = [
+            Metric(key, float(value), now_ms, row["epoch"] + 1)
+            for row in history[fold["epochs"] :]
+            for key, value in row.items()
+            if key != "epoch" and isinstance(value, int | float)
+        ]
+        for start in range(0, len(values), 1000):  # the most that one call may carry
+            client.log_batch(fold["run"], metrics=values[start : start + 1000])
+        fold["epochs"] = max(fold["epochs"], len(history))
+        self._remember(memory)
+        if not artifacts or fold["finished"] or not (folder / "result.json").exists():
+            return
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        summary = json.loads((self._run_dir / "metrics.json").read_text(encoding="utf-8"))
+        row = next(row for row in summary["folds"] if row["fold"] == result["fold"])
+        finals = {f"test_{name}": row[name] for name in ("ua", "wa", "macro_f1")}
+        finals |= {f"test_last_{name}": value for name, value in row["last"].items()}
+        finals |= {"best_epoch": row["best_epoch"] + 1, "seconds": row["seconds"]}
+        client.log_batch(
+            fold["run"], metrics=[Metric(key, float(value), now_ms, 0) for key, value in finals.items()]
+        )
+        for name in ("history.json", "result.json", "predictions.parquet", "predictions_last.parquet"):
+            client.log_artifact(fold["run"], str(folder / name))
+        best = folder / result["best_checkpoint"]
+        client.log_artifact(fold["run"], str(best / "model.safetensors"), "model")
+        client.log_artifact(fold["run"], str(self._run_dir / "config.yaml"), "model")
+        client.set_terminated(fold["run"])
+        fold["finished"] = True
+        self._remember(memory)
+
+    def _send_summary(self, client: Any, memory: dict[str, Any], run: dict[str, Any]) -> None:  # noqa: ANN401
+        from mlflow.entities import Metric
+
+        summary = json.loads((self._run_dir / "metrics.json").read_text(encoding="utf-8"))
+        now_ms = int(time.time() * 1000)
+        values = {
+            f"test_{prefix}{name}{suffix}": estimate[part]
+            for prefix, estimates in (("", summary["selected"]), ("last_", summary["last"]))
+            for name, estimate in estimates.items()
+            for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+            if estimate[part] is not None
+        }
+        values["folds"] = len(summary["folds"])
+        done = len(summary["folds"])
+        if memory.get("summarised") == done:
+            return
+        client.log_batch(
+            memory["parent"], metrics=[Metric(key, float(v), now_ms, done) for key, v in values.items()]
+        )
+        for name in (
+            "config.yaml",
+            "run.json",
+            "metrics.json",
+            "predictions.parquet",
+            "predictions_last.parquet",
+        ):
+            client.log_artifact(memory["parent"], str(self._run_dir / name))
+        client.log_artifacts(memory["parent"], str(self._run_dir / "report"), "report")
+        if summary["complete"]:
+            client.set_terminated(memory["parent"])
+        memory["summarised"] = done
+        self._remember(memory)
+
+
+def upload(run_dir: Path, uri: str | None) -> str | None:
+    """Send a run's results to MLflow again, or to another server; returns what went wrong, None if nothing did.
+
+    Raises:
+        DataError: the folder is not a run.
+    """
+    run_dir = run_dir.absolute()
+    if not (run_dir / "metrics.json").exists():
+        raise DataError(f"{run_dir}: no metrics.json; give the folder of a finished `sermll train`")
+    settings = Experiment.model_validate(
+        yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    )
+    if uri is not None:
+        settings = settings.model_copy(
+            update={"tracking": settings.tracking.model_copy(update={"mlflow": uri})}
+        )
+    return Tracker.of(settings, run_dir).finish()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys, the names an override uses."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,89 @@
+"""Fixtures shared by unit and Ray tests: a tiny corpus in the real EMO-DB grammar, and its prepared form."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+SPEAKERS = ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16")
+# One pitch for each emotion of EMO-DB, so that the emotions can be learned.
+PITCH_HZ = {"W": 150.0, "L": 220.0, "E": 330.0, "A": 480.0, "F": 700.0, "T": 1000.0, "N": 1500.0}
+
+
+def tone(
+    frequency_hz: float, duration_s: float, rng: np.random.Generator, rate_hz: int = 16_000
+) -> np.ndarray:
+    """A noisy harmonic tone, float32."""
+    time_s = np.arange(int(duration_s * rate_hz)) / rate_hz
+    wave = sum(np.sin(2 * np.pi * frequency_hz * k * time_s) / k for k in (1, 2, 3))
+    return (0.1 * wave + 0.02 * rng.standard_normal(len(time_s))).astype(np.float32)
+
+
+def write_corpus(root: Path, speakers: tuple[str, ...] = SPEAKERS, takes: int = 2) -> Path:
+    """An EMO-DB folder of short tones: `takes` recordings per speaker and emotion."""
+    (root / "wav").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for speaker in speakers:
+        for letter, frequency_hz in PITCH_HZ.items():
+            for take in range(takes):
+                sound = tone(frequency_hz * rng.uniform(0.9, 1.1), rng.uniform(0.3, 0.8), rng)
+                soundfile.write(root / "wav" / f"{speaker}a0{take + 1}{letter}a.wav", sound, 16_000)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten speakers, seven emotions, two takes: 140 clips of 0.3 to 0.8 s. Read-only."""
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "emodb")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster for all tests of a session."""
+    ray = pytest.importorskip("ray")
+    from sermll.cluster import QUIET
+
+    os.environ.update({**QUIET, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"})
+    ray.init(
+        address="local",
+        num_cpus=5,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=300 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus as prepared data, made without Ray. Read-only."""
+    from prepared import prepare_without_ray
+
+    return prepare_without_ray(tiny_corpus, tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture
+def settings(tiny_data: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Build a small experiment on the tiny data: `settings("optim.epochs=1")`."""
+    from sermll.config import Experiment, parse_overrides, resolve
+
+    def build(*overrides: str) -> Experiment:
+        tree = {
+            "name": "tiny",
+            "data": {"path": str(tiny_data)},
+            "model": {"encoder": {"kind": "logmel", "dim": 16, "mels": 16}, "heads": 2, "embedding_dim": 8},
+            "optim": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
+            "tracking": {"runs": str(tmp_path / "runs"), "mlflow": "off"},
+        }
+        return resolve(tree, parse_overrides(overrides))
+
+    return build

@@ -1,0 +1,109 @@
+"""Decoding: every kind of file that should work, and every kind of damage, named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from scipy.signal import resample_poly
+
+from sermll.audio import read_recording, to_float, to_int16
+from sermll.errors import AudioError
+
+
+def sine(rate_hz: int, duration_s: float = 0.5, frequency_hz: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(int(rate_hz * duration_s)) / rate_hz)).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_16_bit_files_at_16_khz_come_back_bit_exact(tmp_path: Path, suffix: str) -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32768, 8000).astype(np.int16)
+    soundfile.write(tmp_path / f"a.{suffix}", samples, 16_000, subtype="PCM_16")
+    recording = read_recording(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(recording.samples, samples)
+    assert (recording.source_rate_hz, recording.source_channels) == (16_000, 1)
+
+
+def test_stereo_is_averaged(tmp_path: Path) -> None:
+    left, right = sine(16_000), sine(16_000, frequency_hz=700)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
+    recording = read_recording(tmp_path / "a.wav")
+    np.testing.assert_array_equal(recording.samples, to_int16((left + right) / 2))
+    assert recording.source_channels == 2
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000, 96_000])
+def test_resampled_tones_are_the_same_tone(tmp_path: Path, rate_hz: int) -> None:
+    soundfile.write(tmp_path / "a.wav", sine(rate_hz), rate_hz, subtype="FLOAT")
+    samples = to_float(read_recording(tmp_path / "a.wav").samples)
+    assert len(samples) == 8_000
+    np.testing.assert_allclose(samples[500:-500], sine(16_000)[500:-500], atol=1e-3)
+
+
+def test_resampling_agrees_with_a_polyphase_filter_and_removes_what_would_alias(tmp_path: Path) -> None:
+    signal = sine(48_000) + sine(48_000, frequency_hz=12_000)  # the second lies above the new half rate
+    soundfile.write(tmp_path / "a.wav", signal, 48_000, subtype="FLOAT")
+    ours = to_float(read_recording(tmp_path / "a.wav").samples)
+    theirs = resample_poly(signal.astype(np.float64), 1, 3, window=("kaiser", 12.0))
+    np.testing.assert_allclose(ours[800:-800], theirs[800:-800], atol=2e-3)
+
+
+def test_silent_ends_are_trimmed_on_request(tmp_path: Path) -> None:
+    silence = np.zeros(8000, np.float32)
+    soundfile.write(tmp_path / "a.wav", np.concatenate([silence, sine(16_000), silence]), 16_000)
+    assert len(read_recording(tmp_path / "a.wav").samples) == 24_000
+    assert 7_500 <= len(read_recording(tmp_path / "a.wav", trim_db=40).samples) <= 10_500
+
+
+def write_bad(path: Path, kind: str) -> None:
+    if kind == "text":
+        path.write_text("this is not audio")
+    elif kind == "zero bytes":
+        path.write_bytes(b"")
+    elif kind == "missing":
+        pass
+    elif kind == "truncated":
+        soundfile.write(path.with_suffix(".flac"), np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+        path.with_suffix(".flac").rename(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        signal = {
+            "no samples": np.zeros(0),
+            "silent": np.zeros(16_000),
+            "nearly silent": np.full(16_000, 1e-5),
+            "nan": np.where(np.arange(16_000) == 7, np.nan, 0.1),
+            "infinite": np.where(np.arange(16_000) == 7, np.inf, 0.1),
+            "short": sine(16_000, 0.05),
+        }[kind]
+        soundfile.write(path, signal, 16_000, subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("text", "corrupt"),
+        ("zero bytes", "corrupt"),
+        ("missing", "corrupt"),
+        ("truncated", "corrupt"),
+        ("no samples", "empty"),
+        ("silent", "silent"),
+        ("nearly silent", "silent"),
+        ("nan", "nan"),
+        ("infinite", "nan"),
+        ("short", "short"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, kind: str, reason: str) -> None:
+    path = tmp_path / "a.wav"
+    write_bad(path, kind)
+    with pytest.raises(AudioError) as caught:
+        read_recording(path)
+    assert caught.value.reason == reason and str(caught.value)
+
+
+def test_int16_clips_and_inverts() -> None:
+    np.testing.assert_array_equal(to_int16(np.array([1.5, -1.5, 0.0])), [32767, -32768, 0])
+    every = np.arange(-32768, 32768).astype(np.int16)
+    np.testing.assert_array_equal(to_int16(to_float(every)), every)

@@ -1,0 +1,153 @@
+"""Settings: what is refused, with which words; what an override does; what the run id depends on."""
+
+from pathlib import Path
+
+import pytest
+
+from sermll.config import (
+    Experiment,
+    load_experiment,
+    parse_overrides,
+    resolve,
+    run_id,
+    to_yaml,
+    with_overrides,
+)
+from sermll.errors import ConfigError
+
+LEAST = {"name": "x", "data": {"path": "data/x"}}
+
+
+def build(*words: str) -> Experiment:
+    return resolve(LEAST, parse_overrides(words))
+
+
+def test_defaults_are_the_papers() -> None:
+    experiment = build()
+    assert experiment.optim.model_dump() | {"clip_norm": 0} == {
+        "epochs": 20,
+        "batch_size": 16,
+        "lr": 1e-4,
+        "center_lr": 5e-3,
+        "decay": 7 / 8,
+        "decay_epochs": 20,
+        "weight_decay": 0.0,
+        "clip_norm": 0,
+        "precision": "fp32",
+    }
+    assert experiment.mixup.kind == "eam" and experiment.mixup.snr_db == (-5.0, 10.0)
+    assert experiment.model.heads == 16 and experiment.model.embedding_dim == 64
+    assert all(getattr(experiment.losses, name) is not None for name in ("kl", "focal", "center", "supcon"))
+
+
+@pytest.mark.parametrize(
+    ("word", "words_of_the_error"),
+    [
+        ("losses.focla=null", ["losses.focla", "did you mean 'focal'?"]),
+        ("optm.lr=1", ["optm", "did you mean 'optim'?"]),
+        ("mixup.snrdb=[1,2]", ["mixup.snrdb", "did you mean 'snr_db'?"]),
+        ("mixup.snr_db=[5,2]", ["snr_db", "[5.0, 2.0]"]),
+        ("mixup.kind=foo", ["mixup", "'eam'", "'lam'", "'none'", "'foo'"]),
+        ("model.encoder.mels=3", ["model.encoder.mels", "known keys", "layer"]),
+        ("optim.lr=.nan", ["optim.lr", "finite", "nan"]),
+        ("optim.lr=-1", ["optim.lr", "-1"]),
+        ("optim=null", ["optim"]),
+        ("fold=x", ["fold", "integer", "'x'"]),
+        ("fold=-1", ["fold", "-1"]),
+        ("name='a b'", ["name"]),
+        ("losses.supcon.weight=abc", ["losses.supcon.weight", "'auto'", "'abc'"]),
+        ("losses.kl.weight=0", ["kl.weight must be positive"]),
+        ("protocol.dev_speakers=0", ["never on test"]),
+        ("optim.batch_size=1", ["optim.batch_size"]),
+        ("resources.workers=9", ["two utterances a worker"]),
+        ("optim.lr.x=1", ["optim.lr"]),
+    ],
+)
+def test_a_fault_is_named_with_what_is_allowed(word: str, words_of_the_error: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(word)
+    for words in words_of_the_error:
+        assert words in str(caught.value)
+
+
+def test_settings_without_effect_are_refused() -> None:
+    with pytest.raises(ConfigError, match="heads has no effect"):
+        build("model.pool=mean", "model.heads=4")
+    with pytest.raises(ConfigError, match="center_lr has no effect"):
+        build("losses.center=null", "optim.center_lr=1")
+    with pytest.raises(ConfigError, match="gradient_checkpointing has no effect"):
+        build("model.encoder.tune=none", "model.encoder.gradient_checkpointing=true")
+    with pytest.raises(ConfigError, match="kl or focal must be on"):
+        build("losses.kl=null", "losses.focal=null")
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build("optim.lr=-1", "losses.focla=1", "seed=x")
+    assert len(str(caught.value).splitlines()) == 4  # the file, then one line each
+
+
+def test_overrides_read_yaml_values() -> None:
+    words = ["a.b=1e-4", "c=null", "d=[-5, 10]", "e=true", "f=text", "g=", "h=x=y"]
+    expected = {"a.b": 1e-4, "c": None, "d": [-5, 10], "e": True, "f": "text", "g": None, "h": "x=y"}
+    assert parse_overrides(words) == expected
+
+
+@pytest.mark.parametrize("word", ["novalue", "=1", "a=[1"])
+def test_words_that_are_not_overrides_are_refused(word: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_overrides([word])
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        parse_overrides(["a=1", "a=2"])
+
+
+def test_overrides_copy() -> None:
+    tree = {"a": {"b": 1}}
+    assert with_overrides(tree, {"a.b": 2, "a.c": 3}) == {"a": {"b": 2, "c": 3}}
+    assert tree == {"a": {"b": 1}}
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        build().optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_run_id_depends_on_the_science_alone() -> None:
+    reference = run_id(build(), "data")
+    same = [
+        "resources.workers=4",
+        "tracking.runs=elsewhere",
+        "fold=2",
+        "data.path=/other",
+        "name=y",
+        "optim.lr=1e-4",
+    ]
+    for word in same:
+        tree = {key: value for key, value in LEAST.items() if key != word.partition("=")[0]}
+        assert (
+            run_id(resolve(tree, parse_overrides([word])), "data") == reference or word == "data.path=/other"
+        )
+    assert run_id(build("data.path=/other"), "data") == reference
+    for word in ("optim.lr=2e-4", "seed=1", "losses.focal=null", "protocol.folds=speaker", "data.crop_s=3"):
+        assert run_id(build(word), "data") != reference
+    assert run_id(build(), "other data") != reference
+
+
+def test_resolved_settings_round_trip_through_yaml(tmp_path: Path) -> None:
+    experiment = build("losses.focal=null", "mixup.kind=none", "model.encoder.kind=logmel", "optim.lr=3e-5")
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(experiment))
+    assert load_experiment(path) == experiment
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "name: 3"])
+def test_files_that_are_no_experiment_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"x\.yaml"):
+        load_experiment(path)
+    with pytest.raises(ConfigError, match="no such experiment file"):
+        load_experiment(tmp_path / "missing.yaml")

@@ -1,0 +1,133 @@
+"""The from-scratch encoder: the same frames alone and in a batch, finite on silence, one frame at least."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sermll.logmel import LogMelEncoder, masked_bands, normalized
+
+SECOND = 16_000
+
+
+def utterances(count: int, seed: int = 0) -> list[Tensor]:
+    """Amplitude-modulated noise of 0.1 to 2 s, of very different loudness."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.linspace(0.1 * SECOND, 2 * SECOND, count).long().tolist()
+    waves = []
+    for length in lengths:
+        envelope = torch.rand(1, generator=generator) * torch.sin(torch.arange(length) / 900.0).abs()
+        waves.append(envelope * torch.randn(length, generator=generator))
+    return waves
+
+
+def batched(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves])
+
+
+@pytest.fixture(scope="module")
+def encoder() -> LogMelEncoder:
+    torch.manual_seed(0)
+    return LogMelEncoder(dim=32).eval()
+
+
+def test_frames_do_not_depend_on_the_batch(encoder: LogMelEncoder) -> None:
+    waves = utterances(16)
+    together, mask = encoder(*batched(waves))
+    for index, wave in enumerate(waves):
+        alone, alone_mask = encoder(*batched([wave]))
+        assert alone_mask.all()
+        torch.testing.assert_close(together[index][mask[index]], alone[0], atol=1e-5, rtol=0)
+        assert together[index][~mask[index]].eq(0).all()
+
+
+def test_more_padding_changes_nothing(encoder: LogMelEncoder) -> None:
+    waveform, lengths = batched(utterances(3))
+    frames, mask = encoder(waveform, lengths)
+    wider, wider_mask = encoder(torch.nn.functional.pad(waveform, (0, SECOND)), lengths)
+    torch.testing.assert_close(wider[wider_mask], frames[mask], atol=1e-5, rtol=0)
+
+
+def test_no_gradient_reaches_the_other_utterances(encoder: LogMelEncoder) -> None:
+    waveform, lengths = batched(utterances(3))
+    waveform.requires_grad_()
+    encoder(waveform, lengths)[0][1].sum().backward()
+    gradient = waveform.grad
+    assert gradient is not None
+    assert gradient[1].abs().sum() > 0
+    assert gradient[[0, 2]].abs().sum() == 0
+
+
+@pytest.mark.parametrize("length", [1, 400, SECOND // 10, SECOND, 6 * SECOND + 7])
+def test_a_frame_is_about_40_ms(encoder: LogMelEncoder, length: int) -> None:
+    waveform, lengths = batched([torch.randn(length, generator=torch.Generator().manual_seed(1))])
+    frames, mask = encoder(waveform, lengths)
+    assert frames.shape == (1, mask.shape[1], encoder.dim)
+    assert mask.dtype == torch.bool
+    assert abs(int(mask.sum()) - length / (0.04 * SECOND)) <= 1
+    assert mask.sum() >= 1
+    assert frames.isfinite().all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_silence_is_finite_forward_and_backward(training: bool) -> None:
+    torch.manual_seed(0)
+    encoder = LogMelEncoder(dim=32).train(training)
+    waveform = torch.stack([torch.zeros(SECOND), torch.full((SECOND,), 0.5), torch.zeros(SECOND)])
+    frames, _ = encoder(waveform, torch.tensor([SECOND, SECOND, 50]))
+    frames.square().sum().backward()
+    assert frames.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+def test_normalized_matches_numpy_on_each_utterance() -> None:
+    frames = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(2)) * 4 + 3
+    counts = torch.tensor([9, 4, 1])
+    mask = torch.arange(9) < counts[:, None]
+    result = normalized(frames, mask)
+    for index, count in enumerate(counts.tolist()):
+        one = frames[index, :count].numpy().astype(np.float64)
+        centered = one - one.mean(0)
+        expected = centered / np.sqrt((centered**2).mean() + 1e-5)
+        np.testing.assert_allclose(result[index, :count].numpy(), expected, atol=1e-5)
+        assert result[index, count:].eq(0).all()
+
+
+def test_gain_does_not_matter(encoder: LogMelEncoder) -> None:
+    waveform, lengths = batched(utterances(3))
+    loud, mask = encoder(waveform, lengths)
+    quiet, _ = encoder(waveform / 3, lengths)
+    torch.testing.assert_close(quiet[mask], loud[mask], atol=1e-2, rtol=0)
+
+
+def test_masked_bands_stay_within_the_utterance_and_differ_between_utterances() -> None:
+    torch.manual_seed(3)
+    counts = torch.tensor([100, 50, 1] * 20)
+    masked = masked_bands(torch.ones(60, 100, 40), counts)
+    hidden = masked.eq(0)
+    columns = hidden.all(1)  # a band hidden at every time, padding included, is a frequency mask
+    rows = hidden.all(2)
+    assert 0 < columns.float().mean() < 0.4
+    assert rows.sum(1).le(0.4 * counts + 2).all()
+    assert not rows[torch.arange(100) >= counts[:, None]].any()
+    assert hidden.unique(dim=0).shape[0] > 50
+
+
+def test_spec_augment_and_dropout_act_in_training_alone() -> None:
+    torch.manual_seed(4)
+    waveform, lengths = batched(utterances(2))
+    still = LogMelEncoder(dim=32, dropout=0.0, spec_augment=False).train()
+    first, _ = still(waveform, lengths)
+    assert first.equal(still(waveform, lengths)[0])
+    moving = LogMelEncoder(dim=32, dropout=0.0).train()
+    first, _ = moving(waveform, lengths)
+    assert not first.equal(moving(waveform, lengths)[0])
+    moving.eval()
+    first, _ = moving(waveform, lengths)
+    assert first.equal(moving(waveform, lengths)[0])
+
+
+def test_odd_dim_is_refused() -> None:
+    with pytest.raises(ValueError, match="even"):
+        LogMelEncoder(dim=33)
