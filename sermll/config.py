@@ -126,23 +126,47 @@ class LogMel(Section):
     spec_augment: bool = Field(True, description="mask bands of time and frequency in training")
 
 
+class FLAM(Section):
+    """Frame-level attention, equation 5."""
+
+    kind: Literal["flam"] = "flam"
+    heads: int = Field(16, ge=1, description="attention heads; they divide the encoder's width")
+
+
+class MeanPool(Section):
+    """Mean over the heard frames."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class MaxPool(Section):
+    """Largest value over the heard frames."""
+
+    kind: Literal["max"] = "max"
+
+
+class FirstFrame(Section):
+    """The first frame alone."""
+
+    kind: Literal["first"] = "first"
+
+
 class Model(Section):
     """Encoder, pooling over frames, and the two linear heads."""
 
     encoder: Annotated[
         Annotated[Pretrained, Tag("pretrained")] | Annotated[LogMel, Tag("logmel")], _kind_or("pretrained")
     ] = Pretrained()
-    pool: Literal["flam", "mean", "max", "first"] = Field("flam", description="how frames become one vector")
-    heads: int = Field(16, ge=1, description="attention heads of FLAM")
+    pool: Annotated[
+        Annotated[FLAM, Tag("flam")]
+        | Annotated[MeanPool, Tag("mean")]
+        | Annotated[MaxPool, Tag("max")]
+        | Annotated[FirstFrame, Tag("first")],
+        _kind_or("flam"),
+    ] = FLAM()
     embedding_dim: int = Field(
         64, ge=2, description="width of the embedding z and of the frame projections h"
     )
-
-    @model_validator(mode="after")
-    def _heads_used(self) -> Self:
-        if self.pool != "flam" and "heads" in self.model_fields_set and self.heads != 16:
-            raise ValueError(f"heads has no effect with pool={self.pool}: only flam has attention heads")
-        return self
 
 
 class KL(Section):
@@ -324,18 +348,29 @@ def _numbers(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def with_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the settings `tree` with each dotted key set; neither argument is changed."""
+def with_overrides(
+    tree: Mapping[str, Any], overrides: Mapping[str, Any], section: type[BaseModel] | None = Experiment
+) -> dict[str, Any]:
+    """A copy of the settings `tree` with each dotted key set; neither argument is changed.
+
+    Changing the `kind` of a section leaves the settings of its former kind behind, which would mean nothing to the
+    new one; kinds are set before other keys, whatever their order. `section` is what `tree` holds by default.
+    """
     result = dict(tree)
-    for key, value in overrides.items():
+    for key, value in sorted(overrides.items(), key=lambda item: item[0].rpartition(".")[2] != "kind"):
         head, _, rest = key.partition(".")
-        if not rest:
+        default = section.model_fields[head].default if section and head in section.model_fields else None
+        if rest:
+            below = result.get(head)
+            if below is not None and not isinstance(below, Mapping):
+                raise ConfigError(f"{key}: {head} is the value {below!r}, not a section")
+            result[head] = with_overrides(
+                below or {}, {rest: value}, type(default) if isinstance(default, BaseModel) else None
+            )
+        elif head == "kind" and result.get("kind", default) != value:
+            result = {"kind": value}
+        else:
             result[head] = value
-            continue
-        below = result.get(head)
-        if below is not None and not isinstance(below, Mapping):
-            raise ConfigError(f"{key}: {head} is the value {below!r}, not a section")
-        result[head] = with_overrides(below or {}, {rest: value})
     return result
 
 

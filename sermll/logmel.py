@@ -1,6 +1,6 @@
-"""A compact encoder trained from scratch on log-mel spectrograms, for small corpora and machines without a GPU.
+"""A compact encoder trained from scratch on log-mel spectrograms, for small corpora and no GPU.
 
-No layer here mixes utterances and none sees padding: an utterance gives the same frames alone and in any batch.
+No layer here mixes utterances and none sees padding: an utterance gives the same frames alone or batched.
 """
 
 import torch
@@ -9,8 +9,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torchaudio.transforms import MelSpectrogram
 
 SAMPLE_RATE_HZ = 16_000
-WINDOW = 400
-HOP = 160
+WINDOW = 512
+HOP = 320
+TIME_STRIDES = (2, 2, 1, 1)
+CHANNELS = (16, 32, 64, 64)
 QUIETEST = 1e-7
 """Floor of mel power before the logarithm: below the quantisation noise of 16-bit audio."""
 
@@ -34,23 +36,16 @@ class LogMelEncoder(nn.Module):
         self.dim = dim
         self.spec_augment = spec_augment
         self.spectrogram = MelSpectrogram(
-            SAMPLE_RATE_HZ,
-            n_fft=512,
-            win_length=WINDOW,
-            hop_length=HOP,
-            n_mels=mels,
-            f_min=50.0,
-            pad_mode="constant",
+            SAMPLE_RATE_HZ, n_fft=WINDOW, hop_length=HOP, n_mels=mels, f_min=50.0, pad_mode="constant"
         )
-        blocks = [
-            ConvBlock(1, 16, mels, time_stride=2),
-            ConvBlock(16, 32, _halved(mels, 1), time_stride=2),
-            ConvBlock(32, 64, _halved(mels, 2)),
-            ConvBlock(64, 64, _halved(mels, 3)),
-        ]
+        blocks = []
+        channels, bands = 1, mels
+        for wider, stride in zip(CHANNELS, TIME_STRIDES, strict=True):
+            blocks.append(ConvBlock(channels, wider, stride))
+            channels, bands = wider, (bands + 1) // 2
         self.blocks = nn.ModuleList(blocks)
         self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(64 * _halved(mels, 4), dim)
+        self.project = nn.Linear(channels * bands, dim)
         self.recurrent = nn.GRU(dim, dim // 2, batch_first=True, bidirectional=True)
         self.norm = nn.LayerNorm(dim)
 
@@ -62,60 +57,65 @@ class LogMelEncoder(nn.Module):
             lengths: samples of each utterance, int64 [batch], at least 1.
 
         Returns:
-            Frames, float32 [batch, frames, dim], one for each 40 ms and zero in padding, and their mask, bool
+            Frames, float32 [batch, frames, dim], one for each 80 ms and zero in padding, and their mask, bool
             [batch, frames], true where a frame belongs to the utterance.
         """
         counts = lengths // HOP + 1
         frames = self.spectrogram(waveform).clamp_min(QUIETEST).log().transpose(1, 2)
-        mask = _valid(counts, frames.shape[1])
-        frames = normalized(frames, mask)
+        frames = normalized(frames, _valid(counts, frames.shape[1]))
         if self.training and self.spec_augment:
             frames = masked_bands(frames, counts)
-        maps = frames.unsqueeze(1)
+        maps = frames.unsqueeze(1).contiguous(memory_format=torch.channels_last)  # half the time on a CPU
         for block in self.blocks:
             maps, counts = block(maps, counts)
         mask = _valid(counts, maps.shape[2])
-        frames = self.project(self.dropout(maps.transpose(1, 2).flatten(2)))
-        packed = pack_padded_sequence(
-            self.dropout(frames), counts.cpu(), batch_first=True, enforce_sorted=False
-        )
-        context, _ = pad_packed_sequence(
-            self.recurrent(packed)[0], batch_first=True, total_length=frames.shape[1]
-        )
+        frames = self.dropout(self.project(self.dropout(maps.transpose(1, 2).flatten(2))))
+        packed = pack_padded_sequence(frames, counts.cpu(), batch_first=True, enforce_sorted=False)
+        context, _ = self.recurrent(packed)
+        context, _ = pad_packed_sequence(context, batch_first=True, total_length=frames.shape[1])
         frames = self.norm(frames + self.dropout(context))
         return frames.masked_fill(~mask.unsqueeze(2), 0.0), mask
 
 
 class ConvBlock(nn.Module):
-    """A 3 x 3 convolution that halves frequency, normalised frame by frame.
+    """A 3 x 3 convolution that halves frequency, normalised per utterance and channel, then ReLU.
 
-    The normalisation is over channels and frequency of one frame, so neither padding nor other frames enter it.
+    Means and variances are over the utterance's valid frames and all bands, so padding does not enter them.
 
     Args:
         channels_in: channels that come in.
         channels_out: channels that go out.
-        bands: frequency bands that come in; half of them, rounded up, go out.
         time_stride: 2 halves the frames as well, 1 keeps them.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, bands: int, time_stride: int = 1) -> None:
+    def __init__(self, channels_in: int, channels_out: int, time_stride: int) -> None:
         super().__init__()
         self.time_stride = time_stride
-        self.convolution = nn.Conv2d(channels_in, channels_out, 3, stride=(time_stride, 2), padding=1)
-        self.norm = nn.LayerNorm([channels_out, _halved(bands, 1)])
+        self.convolution = nn.Conv2d(
+            channels_in, channels_out, 3, stride=(time_stride, 2), padding=1, bias=False
+        )
+        weight = nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
+        self.convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+        self.gain = nn.Parameter(torch.ones(channels_out, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels_out, 1, 1))
 
     def forward(self, maps: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps [batch, channels, frames, bands] and valid frames [batch] to the same of the next resolution."""
-        maps = maps.masked_fill(~_valid(counts, maps.shape[2])[:, None, :, None], 0.0)
+        """Maps [batch, channels, frames, bands], zero in padding, and valid frames [batch]: both after it."""
         maps = self.convolution(maps)
-        maps = self.norm(maps.transpose(1, 2)).transpose(1, 2)
-        return nn.functional.gelu(maps), (counts + self.time_stride - 1) // self.time_stride
+        counts = (counts + self.time_stride - 1) // self.time_stride
+        valid = _valid(counts, maps.shape[2])[:, None, :, None]
+        maps = maps * valid
+        size = (counts * maps.shape[3])[:, None, None, None]
+        mean = maps.sum((2, 3), keepdim=True) / size
+        variance = (maps.square().sum((2, 3), keepdim=True) / size - mean.square()).clamp_min(0.0)
+        scale = self.gain / (variance + 1e-3).sqrt()
+        return (maps * scale + (self.bias - mean * scale)).relu() * valid, counts
 
 
 def normalized(frames: Tensor, mask: Tensor) -> Tensor:
-    """Each utterance's valid frames to mean 0 per band and mean square 1 over all bands; padding becomes 0.
+    """Each utterance's valid frames to mean 0 per band and mean square 1 over all; padding becomes 0.
 
-    One scale for all bands keeps how lively each band is relative to the others. A constant utterance becomes 0.
+    One scale for all bands keeps how much each varies relative to the others. Constant utterances become 0.
 
     Args:
         frames: float [batch, frames, bands].
@@ -132,7 +132,7 @@ def normalized(frames: Tensor, mask: Tensor) -> Tensor:
 def masked_bands(frames: Tensor, counts: Tensor) -> Tensor:
     """SpecAugment: in each utterance, two bands of frequency and two of time set to 0, its mean.
 
-    A band covers up to a fifth of the mel bands or of the utterance's valid frames.
+    A band covers up to a tenth of the mel bands or of the utterance's valid frames.
 
     Args:
         frames: float [batch, frames, bands].
@@ -148,7 +148,7 @@ def masked_bands(frames: Tensor, counts: Tensor) -> Tensor:
     return frames.masked_fill(hidden, 0.0)
 
 
-def _random_span(position: Tensor, size: Tensor, share: float = 0.2) -> Tensor:
+def _random_span(position: Tensor, size: Tensor, share: float = 0.1) -> Tensor:
     """For each size, bool [batch, positions]: a random stretch of up to `share` of it, placed within it."""
     size = size.unsqueeze(1)
     width = torch.rand(size.shape, device=size.device) * share * size
@@ -159,10 +159,3 @@ def _random_span(position: Tensor, size: Tensor, share: float = 0.2) -> Tensor:
 def _valid(counts: Tensor, length: int) -> Tensor:
     """Bool [batch, length], true before each count."""
     return torch.arange(length, device=counts.device) < counts.unsqueeze(1)
-
-
-def _halved(size: int, times: int) -> int:
-    """The size after so many halvings, each rounded up."""
-    for _ in range(times):
-        size = (size + 1) // 2
-    return size

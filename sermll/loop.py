@@ -197,7 +197,7 @@ def _column(term: str) -> str:
 
 
 def _refuse(batch: Batch, terms: dict[str, torch.Tensor], ids: list[str]) -> None:
-    values = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+    values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in terms.items())
     raise TrainingError(
         f"epoch {batch.epoch + 1}, batch {batch.index + 1}: {values}. The batch holds "
         f"{', '.join(ids[row] for row in batch.rows)}. Lower optim.lr, or look at these recordings"

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from sermll.config import Losses
 from sermll.errors import ConfigError
-from sermll.pooling import masked_mean
 
 
 def kl(logits: Tensor, target: Tensor) -> Tensor:
@@ -64,8 +63,9 @@ def context_broadcast(h: Tensor, mask: Tensor) -> Tensor:
     Returns:
         [B, T, E]; what stands on padding has no meaning.
     """
-    h = _full(h)
-    return (h + masked_mean(h, mask).unsqueeze(1)) / 2
+    h, valid = _full(h), mask.unsqueeze(-1)
+    mean = h.masked_fill(~valid, 0).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True)
+    return (h + mean) / 2
 
 
 def supcon(h: Tensor, mask: Tensor, labels: Tensor, temperature: float, normalize: bool) -> Tensor:
@@ -112,11 +112,10 @@ class _LogSumExpOfOthers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, frames: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
-        # No product is larger than the largest squared length. Up to 64 every exponential, and every sum of
+        # No product is larger than the largest squared length. Up to 25 every exponential, and every sum of
         # them, is far from the ends of float32 without subtracting a maximum first: a block is then raised to
-        # exponentials once for its rows and its columns, in half the time. Unit frames are there from
-        # temperature 1/64 upwards.
-        ctx.bounded = bool(frames.square().sum(dim=-1).max() <= 64)
+        # exponentials once for its rows and its columns. Unit frames are there from temperature 0.04 upwards.
+        ctx.bounded = bool(frames.square().sum(dim=-1).max() <= 25)
         if ctx.bounded:
             sums = frames.new_zeros(len(frames))
             for rows, columns in _upper_blocks(frames):
@@ -169,7 +168,7 @@ def _log_sum_exp(products: Tensor, dim: int) -> Tensor:
 
 
 def _exp(values: Tensor) -> Tensor:
-    """Exponential in place of values up to 0, from e^-60: less is nothing next to 1, and slow once denormal."""
+    """In place, of values up to 0, and e^-60 at least: less is lost next to 1, and denormals are slow."""
     return values.clamp_(min=-60).exp_()
 
 
@@ -212,7 +211,7 @@ class Objective(nn.Module):
     def forward(
         self, logits: Tensor, z: Tensor, h: Tensor, mask: Tensor, target: Tensor
     ) -> dict[str, Tensor]:
-        """Scalars: each loss that is on, unweighted, under its name; its weight as "weight_<name>"; "loss", the sum.
+        """Each loss that is on, unweighted; its weight as "weight_<name>"; and "loss", the weighted sum.
 
         Args:
             logits: [B, C].
@@ -243,7 +242,7 @@ class Objective(nn.Module):
             # Two frames or fewer make a loss of 0, for which any finite weight will do.
             weights["supcon"] = _weight(section.weight, 1 / (mask.sum() - 1).clamp(min=2).log())
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        used = {f"weight_{name}": total.new_tensor(float(weight)) for name, weight in weights.items()}
+        used = {f"weight_{name}": torch.as_tensor(weight).to(total) for name, weight in weights.items()}
         return {**terms, **used, "loss": total}
 
 

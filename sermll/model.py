@@ -38,7 +38,7 @@ class Recognizer(nn.Module):
         else:
             self.encoder = LogMelEncoder(**encoder.model_dump(exclude={"kind"}))
         dim = int(self.encoder.dim)  # type: ignore[arg-type]
-        self.pool = POOLS[settings.pool](dim, settings.heads)
+        self.pool = POOLS[settings.pool.kind](dim, **settings.pool.model_dump(exclude={"kind"}))
         self.project = nn.Linear(dim, settings.embedding_dim)
         self.project_frames = nn.Linear(dim, settings.embedding_dim) if separate_frames else None
         self.classify = nn.Linear(settings.embedding_dim, num_classes)

@@ -1,7 +1,7 @@
 """The pictures of a report: plain arrays in, matplotlib figures out, files on disk.
 
-Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), told apart with any kind of colour vision; classes
-also differ in their marker. Values that are not finite are left out of a line and marked in red.
+Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), told apart with any kind of colour vision;
+classes also differ in their marker. Values that are not finite are left out of a line and marked in red.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WIDTH_INCH = 8.6
 MOST_PANELS = 12
 """Folds of the embedding map; more would be too small to read."""
 
-_STYLE: "dict[RcKeyType, Any]" = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture is the same on every machine
     "font.size": 9,
     "text.color": _INK,
@@ -109,7 +109,7 @@ def confusion(counts: NDArray[np.int64], recalls: NDArray[np.float64], classes: 
     edges = np.arange(size + 1) - 0.5
     cells.pcolormesh(edges, edges, shares, cmap=shades, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
     cells.invert_yaxis()
-    font_pt = min(9.0, max(4.0, 62 * side / size / 6.0))
+    font_pt = min(9.0, max(4.0, 70 * side / size / 6.0))
     for row in range(size):
         for column in range(size):
             ink = "white" if shares[row, column] > 0.45 else _INK
@@ -177,7 +177,7 @@ def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], 
     axes = figure.subplots()
     colours = _fold_colours(list(folds))
     percent = {fold: 100 * values for fold, values in folds.items()}
-    _lines(axes, percent, [colours[fold] for fold in folds], mean_colour=_INK)
+    _lines(axes, percent, [colours[fold] for fold in folds], mean_colour=_INK, ticks=12)
     for fold, epoch in sorted(chosen.items()):
         if fold in percent and epoch < len(percent[fold]):
             axes.plot(
@@ -202,7 +202,7 @@ def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], 
 
 
 def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int], chance: float) -> Figure:
-    """UA of each test speaker, from the lowest to the highest, in the colour of the fold that tested the speaker.
+    """UA of each test speaker, from the lowest to the highest, in the colour of the speaker's fold.
 
     Args:
         names: S speakers.
@@ -259,7 +259,8 @@ def embedding(
     """Principal components of the test embeddings: one panel for each fold, coloured by true class.
 
     Args:
-        folds: for each fold, finite embeddings [N, D] and true class indices [N]; the first MOST_PANELS folds are drawn.
+        folds: for each fold, finite embeddings [N, D] and true class indices [N]; the first MOST_PANELS
+            folds are drawn.
         classes: C names.
     """
     from matplotlib.lines import Line2D
@@ -330,7 +331,7 @@ def principal_components(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float
         vectors: [N, D], finite.
 
     Returns:
-        [N, 2] coordinates (zero where there are fewer than two directions) and the share of the variance they hold.
+        [N, 2] coordinates (zero where there are fewer than two directions) and their share of the variance.
     """
     centered = vectors - vectors.mean(axis=0, keepdims=True) if len(vectors) else vectors
     points = np.zeros((len(vectors), 2))
@@ -354,9 +355,13 @@ def _figure(width_inch: float, height_inch: float) -> Figure:
 
 
 def _lines(
-    axes: Axes, folds: Mapping[int, NDArray[np.float64]], colours: Sequence[str], mean_colour: str = ACCENT
+    axes: Axes,
+    folds: Mapping[int, NDArray[np.float64]],
+    colours: Sequence[str],
+    mean_colour: str = ACCENT,
+    ticks: int = 6,
 ) -> None:
-    """Every fold thin, their mean thick over the epochs that all of them reached; missing values are marked."""
+    """Every fold thin, their mean thick over the epochs all of them reached; missing values are marked."""
     from matplotlib.ticker import MaxNLocator
 
     several = len(folds) > 1
@@ -384,7 +389,7 @@ def _lines(
         axes.text(
             0.98, 0.94, text, color=_WARNING, transform=axes.transAxes, ha="right", va="top", fontsize=8
         )
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     longest = max((len(values) for values in folds.values()), default=1)
     axes.set_xlim(1 - 0.02 * longest - 0.1, longest + 0.02 * longest + 0.1)
     axes.grid(axis="y")

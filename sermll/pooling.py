@@ -73,7 +73,8 @@ class MaskedMean(Pool):
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled vectors [batch, dim] and the frames unchanged."""
-        return masked_mean(frames, mask), frames
+        valid = mask.unsqueeze(-1)
+        return frames.masked_fill(~valid, 0).sum(dim=1) / valid.sum(dim=1), frames
 
 
 class MaskedMax(Pool):
@@ -98,9 +99,3 @@ POOLS: dict[str, type[Pool]] = {
     "max": MaskedMax,
     "first": FirstFrame,
 }
-
-
-def masked_mean(frames: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the valid frames of frames [batch, frames, dim], [batch, dim]."""
-    valid = mask.unsqueeze(-1)
-    return frames.masked_fill(~valid, 0).sum(dim=1) / valid.sum(dim=1)

@@ -198,7 +198,7 @@ class _Backbone(nn.Module):
         self.layers = self.layers[:index]
         self.final_norm = nn.Identity()
 
-    def run(self, function: Any, *inputs: Any, **options: Any) -> Any:  # a layer of any family
+    def run(self, function: Any, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 - a layer of any family
         """Call a layer, by recomputing it in the backward pass if checkpointing is on."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False, **options)
@@ -208,7 +208,7 @@ class _Backbone(nn.Module):
 class _WaveBackbone(_Backbone):
     """WavLM, HuBERT, wav2vec 2.0 and data2vec: convolutions on the waveform, then a transformer."""
 
-    def __init__(self, model: Any, normalize: bool) -> None:  # a transformers model
+    def __init__(self, model: Any, normalize: bool) -> None:  # noqa: ANN401 - a transformers model
         super().__init__()
         config, encoder = model.config, model.encoder
         self.dim = config.hidden_size
@@ -248,7 +248,7 @@ class _WaveBackbone(_Backbone):
         return features.transpose(1, 2), _valid(lengths, features.shape[2])
 
     @staticmethod
-    def _convolve(layer: Any, features: Tensor, lengths: Tensor) -> Tensor:
+    def _convolve(layer: Any, features: Tensor, lengths: Tensor) -> Tensor:  # noqa: ANN401
         """One convolution layer; `lengths` are the valid frames of its output."""
         if not isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
             return layer(features)
@@ -294,7 +294,7 @@ class _WhisperBackbone(_Backbone):
     FFT_SAMPLES = 400
     HOP_SAMPLES = 160
 
-    def __init__(self, model: Any, normalize: bool) -> None:  # a transformers model
+    def __init__(self, model: Any, normalize: bool) -> None:  # noqa: ANN401 - a transformers model
         super().__init__()
         from transformers import WhisperFeatureExtractor
 
@@ -357,7 +357,7 @@ class _WhisperBackbone(_Backbone):
 
 
 def _biased_attention(
-    attention: Any,  # transformers' WavLMAttention
+    attention: Any,  # noqa: ANN401 - transformers' WavLMAttention
     hidden: Tensor,
     attention_mask: Tensor,
     gated_position_bias: Tensor,
@@ -411,7 +411,7 @@ def _load(name: str) -> tuple[_Backbone, str]:
     return backbone, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _load_model(folder: Path, family: str, name: str) -> Any:  # a transformers model
+def _load_model(folder: Path, family: str, name: str) -> Any:  # noqa: ANN401 - a transformers model
     """The bare transformers model of a local folder, in float32, all of its weights found."""
     if not any((folder / file).is_file() for file in WEIGHT_FILES):
         raise CheckpointError(f"{name}: no weights in {folder}; looked for {', '.join(WEIGHT_FILES)}")
@@ -421,7 +421,7 @@ def _load_model(folder: Path, family: str, name: str) -> Any:  # a transformers 
     # With both probabilities at 0 the model has no masked_spec_embed, which would never get a gradient.
     without_masks = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
     try:
-        # transformers draws initial weights before it reads the saved ones: not from the caller's random state.
+        # transformers draws initial weights before it reads the saved ones: not from the caller's generator.
         with _quiet_transformers(), torch.random.fork_rng(devices=[]):
             config = AutoConfig.from_pretrained(
                 str(folder), trust_remote_code=False, local_files_only=True, **without_masks
@@ -463,8 +463,8 @@ def _normalizes(folder: Path, settings: Mapping[str, Any], name: str) -> bool:
     """Whether the model was trained on waveforms of zero mean and unit variance.
 
     Its feature extractor tells. A folder without one is judged by its convolutions: models with a layer norm
-    in each (WavLM-Large, wav2vec2-large-lv60) were trained on normalized waveforms, of those with one group norm
-    (WavLM-Base) most were not; Whisper was not.
+    in each (WavLM-Large, wav2vec2-large-lv60) were trained on normalized waveforms; of those with one group
+    norm, WavLM-Base was not, HuBERT-Base was, and raw is assumed. Whisper was not.
     """
     extractor: Mapping[str, Any] | None = None
     if (folder / "processor_config.json").is_file():

@@ -1,7 +1,7 @@
 """From run folders to a table for the terminal, pictures for slides, and a page that needs nothing beside it.
 
-A run that is not finished is reported as far as it got, and says so. Numbers are those of the run's own files;
-what is computed here is only what they do not hold: sums of confusion matrices and scores of single speakers.
+A run that is not finished is reported as far as it got, and says so. Numbers are those of the run's own
+files; what is computed here is only what they do not hold: sums of confusion matrices and scores of speakers.
 """
 
 import base64
@@ -91,7 +91,7 @@ class Run:
     scores: Json | None
     """metrics.json; None before it is written."""
     histories: Mapping[int, Mapping[str, NDArray[np.float64]]]
-    """For each fold that was started, the training curves [epochs]; NaN where a value is not finite or missing."""
+    """For each fold that was started, its curves [epochs]; NaN where a value is missing or not finite."""
     results: Mapping[int, Json]
     """For each finished fold, its epochs and chosen epoch, and its scores once metrics.json is written."""
     predictions: Predictions | None
@@ -115,8 +115,12 @@ class Run:
 
     @property
     def progress(self) -> str:
-        """How many folds are finished, such as `2 of 6 folds`."""
-        return f"{len(self.results)} of {len(self.folds)} fold{'' if len(self.folds) == 1 else 's'}"
+        """How many folds are finished, and which of them the scores are of."""
+        finished = f"{len(self.results)} of {_count(self.folds, 'fold')} finished"
+        scored = [str(fold["fold"]) for fold in self.scores["folds"]] if self.scores else []
+        if self.complete or not scored:
+            return finished + ("" if scored else ", no scores yet")
+        return f"{finished}; the scores are of fold {', '.join(scored)} alone"
 
     def confusion(self) -> NDArray[np.int64] | None:
         """[C, C] test utterances summed over the scored folds, true class by recognised class."""
@@ -211,12 +215,12 @@ def _read_json(path: Path, kind: type[_T]) -> _T:
 
 
 def _shared_speakers(folds: Iterable[Json]) -> Iterator[str]:
-    """The promise every page makes, that test speakers were never trained on, checked against the fold lists."""
+    """Where the fold lists break the promise of every page, that test speakers were never trained on."""
     for fold in folds:
         both = set(fold["test"]) & (set(fold["train"]) | set(fold["dev"]))
         if both:
             names = ", ".join(sorted(map(str, both)))
-            yield f"Fold {fold['fold']}: test speakers also stand in training or dev ({names}): its scores are too high."
+            yield f"Fold {fold['fold']}: test speakers stand in training or dev ({names}): scores too high."
 
 
 def _curves(epochs: Sequence[Json]) -> dict[str, NDArray[np.float64]]:
@@ -278,7 +282,7 @@ def text_table(run: Run) -> str:
         f"run {run.facts['run_id']}, {len(run.classes)} classes, chance UA {_percent(1 / len(run.classes))} %"
     )
     if not run.complete:
-        lines.append(f"{run.progress} finished" + ("; the scores are of these alone" if run.scores else ""))
+        lines.append(run.progress)
     lines += [f"WARNING: {warning}" for warning in run.warnings]
     lines += ["", f"{'fold':<6}{'UA':>6}{'WA':>8}{'macro F1':>10}{'epoch':>12}{'minutes':>10}  test speakers"]
     for fold in run.folds:
@@ -304,7 +308,7 @@ def text_table(run: Run) -> str:
 
 
 def build(paths: Sequence[Path], out: Path) -> Path:
-    """Write `out`/index.html and the pictures; with several runs, each run's pictures in a folder of its name.
+    """Write `out`/index.html and the pictures, those of several runs in a folder for each.
 
     The page holds everything it shows. The same runs give the same bytes.
 
@@ -349,7 +353,7 @@ def _titles(runs: Sequence[Run]) -> list[str]:
 
 
 def _draw(run: Run, folder: Path) -> dict[str, bytes]:
-    """Write the pictures that the run has data for; those of an earlier report that it has not are removed."""
+    """Write the pictures that the run has data for; others, of an earlier report, are removed."""
     drawings = _drawings(run)
     for stem in PICTURES:
         if stem not in drawings:
@@ -423,7 +427,7 @@ def _tag(name: str, /, *children: object, **attributes: str) -> _Html:
 
 
 def _table(header: Sequence[object], rows: Iterable[Sequence[object]], words: Sequence[int] = (0,)) -> _Html:
-    """A table that scrolls sideways on a narrow screen; the columns in `words` are text, the others numbers."""
+    """A table that scrolls sideways on a narrow screen; columns in `words` are text, the others numbers."""
     looks = ["word" if place in words else "number" for place in range(len(header))]
     head = _tag(
         "tr", *(_tag("th", cell, class_=look, scope="col") for cell, look in zip(header, looks, strict=True))
@@ -470,21 +474,28 @@ def _headline(run: Run, heading: str) -> _Html:
     size += [f"{data['hours']:.1f} hours"] if "hours" in data else []
     size += [f"{len(run.classes)} classes"]
     lines = [
-        _tag(heading, run.facts["name"]),
+        _tag(heading, run.facts["name"], " ", _tag("small", run.facts["run_id"])),
         _tag("p", _tag("strong", data["title"]), f" ({', '.join(size)}). {_protocol(run, in_full=True)}"),
     ]
     if run.scores and run.scores.get("selected"):
         score = run.scores["selected"]["ua"]
         interval = (
-            "no interval: fewer than two speakers were tested"
+            "No interval: fewer than two speakers were tested"
             if score.get("low") is None
-            else f"95 % interval {_percent(score['low'])} to {_percent(score['high'])} %, by bootstrap over speakers"
+            else f"95 % interval {_percent(score['low'])} to {_percent(score['high'])} %, by bootstrap over "
+            "speakers"
         )
         number = _tag("span", f"UA {_percent(score['value'])} %", class_="score")
-        lines.append(_tag("p", number, f" {interval}; chance {_percent(chance)} %", class_="result"))
+        lines.append(
+            _tag(
+                "p",
+                number,
+                f"Mean over folds, epoch chosen on dev. {interval}. Chance {_percent(chance)} %.",
+                class_="result",
+            )
+        )
     if not run.complete:
-        then = "the scores are of these alone and will change" if run.scores else "there are no scores yet"
-        lines.append(_tag("p", f"{run.progress} finished: {then}.", class_="notice"))
+        lines.append(_tag("p", f"{run.progress}.", class_="notice"))
     lines += [_tag("p", warning, class_="notice") for warning in run.warnings]
     return _tag("header", *lines)
 
@@ -492,7 +503,7 @@ def _headline(run: Run, heading: str) -> _Html:
 def _protocol(run: Run, in_full: bool = False) -> str:
     """The protocol in words; the promise about speakers is made only where the fold lists keep it."""
     protocol = run.facts["protocol"]
-    count = f"{len(run.folds)} fold{'' if len(run.folds) == 1 else 's'}"
+    count = _count(run.folds, "fold")
     if not in_full:
         return f"protocol {protocol['name']}: {count}"
     held = sorted({len(fold["dev"]) for fold in run.folds})
@@ -540,7 +551,7 @@ def _score_tables(run: Run) -> Iterator[_Html]:
 
 
 def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[_Html]:
-    folds = f"{len(run.results)} finished fold{'' if len(run.results) == 1 else 's'}"
+    folds = _count(run.scores["folds"] if run.scores else [], "finished fold")
     hidden = ""
     if run.predictions is not None and len(set(run.predictions.folds.tolist())) > pictures.MOST_PANELS:
         hidden = f" The first {pictures.MOST_PANELS} folds are shown."
@@ -551,12 +562,13 @@ def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[_Html]:
         ),
         "curves": (
             "Learning curves",
-            "Terms of the training loss as they enter the sum (weighted), and the loss on dev. Thin: one fold each. "
-            "Thick: their mean over the epochs all of them reached.",
+            "Terms of the training loss as they enter the sum (weighted), and the loss on dev. "
+            "Thin: one fold each. Thick: their mean over the epochs all of them reached.",
         ),
         "dev_ua": (
             "UA on dev",
-            "The epoch with the dot is the one whose model is tested. Dev speakers are neither trained on nor tested.",
+            "The dot is the epoch whose model is tested. "
+            "A fold's dev speakers are neither trained on nor tested in it.",
         ),
         "speakers": (
             "Speakers",
@@ -564,9 +576,9 @@ def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[_Html]:
         ),
         "embedding": (
             "Embeddings",
-            "Test utterances by the two largest principal components of their embeddings, coloured by true class. "
-            "Each fold has a model, and so a space, of its own: directions cannot be compared between panels."
-            + hidden,
+            "Test utterances by the two largest principal components of their embeddings, coloured by true "
+            "class. Each fold has a model, and so a space, of its own: "
+            "directions cannot be compared between panels." + hidden,
         ),
     }
     for stem, (title, caption) in told.items():
@@ -609,6 +621,7 @@ def _published(run: Run) -> Iterator[_Html]:
 
 def _how(run: Run) -> Iterator[_Html]:
     """The settings in words and in full, and what the numbers were made with."""
+    protocol = run.facts["protocol"]
     yield _tag("h3", "How it was run")
     yield _facts(_summary(run.settings))
     text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
@@ -623,7 +636,7 @@ def _how(run: Run) -> Iterator[_Html]:
             "run": run.facts["run_id"],
             "started": run.facts.get("created", "not recorded"),
             "data": f"{data.get('path', '')} (hash {data.get('data_hash', 'not recorded')})",
-            "folds": f"{run.facts['protocol']['name']} (hash {run.facts['protocol'].get('hash', 'not recorded')})",
+            "folds": f"{protocol['name']} (hash {protocol.get('hash', 'not recorded')})",
             "code": f"sermll {code.get('version', '')}{commit}{changed}",
             "packages": versions or "not recorded",
         }
@@ -635,8 +648,7 @@ def _facts(facts: Mapping[str, object]) -> _Html:
 
 
 def _summary(settings: Json) -> dict[str, str]:
-    """The settings a reader asks for first; those the run does not have are left out."""
-
+    """The settings a reader asks for first; what was not recorded says so."""
     flat = _flat(settings)
 
     def at(key: str) -> str:
@@ -661,8 +673,8 @@ def _summary(settings: Json) -> dict[str, str]:
         "pooling": f"frame-level attention, {at('model.heads')} heads" if pool == "flam" else pool,
         "losses": "; ".join(terms),
         "mixup": mixup,
-        "training": f"{at('optim.epochs')} epochs, batch {at('optim.batch_size')}, learning rate {at('optim.lr')} "
-        f"(centers {at('optim.center_lr')}), {at('optim.precision')}",
+        "training": f"{at('optim.epochs')} epochs, batch {at('optim.batch_size')}, "
+        f"learning rate {at('optim.lr')} (centers {at('optim.center_lr')}), {at('optim.precision')}",
         "seed": at("seed"),
     }
 
@@ -693,13 +705,15 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
         {key: value for key, value in _flat(run.settings).items() if not key.startswith(outside)}
         | {
             "data": f"{run.facts['data']['title']} {run.facts['data'].get('data_hash', '')[:8]}",
-            "code": f"{run.facts.get('code', {}).get('version', '')} {(run.facts.get('code', {}).get('commit') or '')[:8]}",
+            "code": " ".join(
+                str(run.facts.get("code", {}).get(key) or "")[:12] for key in ("version", "commit")
+            ),
         }
         for run in runs
     ]
     differences: list[dict[str, str]] = [{} for _ in runs]
     for key in dict.fromkeys(key for flat in flats for key in flat):
-        # A section that is off in one run has no keys of its own there, so only those that have the key are asked.
+        # A section that is off in a run has no keys of its own there: only runs that have a key are compared.
         having = {str(flat[key]) for flat in flats if key in flat}
         off = any(flat.get(key, "") is None for flat in flats) and any(key not in flat for flat in flats)
         if len(having) < 2 and not off:
@@ -715,26 +729,31 @@ def _comparison(runs: Sequence[Run], titles: Sequence[str]) -> _Html:
     rows = []
     for run, title, difference in zip(runs, titles, _differences(runs), strict=True):
         link = _tag("a", title, href=f"#{title}")
-        words = "; ".join(f"{key} {value}" for key, value in difference.items()) or "none"
+        words = _Html("".join(_tag("div", f"{key} {value}") for key, value in difference.items()) or "none")
         selected, last = (run.scores or {}).get("selected") or {}, (run.scores or {}).get("last") or {}
-        name = link if run.complete else _Html(link + _tag("small", f"{run.progress} finished"))
+        name = link if run.complete else _Html(link + _tag("small", run.progress))
         wa, ua = (
             _percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua"))
         )
         rows.append((name, words, _interval(selected.get("ua")), wa, ua))
     header = ("run", "settings that differ", "UA % [95 % interval]", "WA\u00a0%", "last-epoch UA %")
-    return _Html(_tag("h1", f"{len(runs)} runs") + _table(header, rows, words=(0, 1)))
+    return _tag("section", _tag("h1", f"{len(runs)} runs"), _table(header, rows, words=(0, 1)))
 
 
 def _glossary() -> _Html:
     terms = {
         "UA": "unweighted accuracy, the mean of the recalls of the classes: every class counts the same.",
         "WA": "weighted accuracy, the share of utterances recognised: frequent classes count more.",
-        "Chosen on dev": "the epoch with the highest UA on the dev speakers; test speakers have no part in the choice.",
-        "Interval": "where the score lies in 95 % of draws of the test speakers with replacement; another seed or "
-        "other training speakers vary it further.",
+        "Chosen on dev": "the epoch with the highest UA on the dev speakers; test speakers have no say in it.",
+        "Interval": "where the score lies in 95 % of random draws of the test speakers, with replacement; "
+        "another seed or other training speakers vary it further.",
     }
     return _tag("footer", _tag("h3", "Words"), _facts(terms))
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    """A number of things in words, such as `6 folds`."""
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -771,16 +790,18 @@ def _fit(line: str, width: int) -> str:
 _STYLE = f"""
 :root {{ color-scheme: light; }}
 * {{ box-sizing: border-box; }}
-body {{ margin: 0; background: white; color: #1d1d1f; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }}
+body {{ margin: 0; background: white; color: #1d1d1f; font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }}
 main {{ max-width: 54rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }}
 h1, h2 {{ margin: 0 0 .4rem; font-size: 2rem; line-height: 1.2; overflow-wrap: anywhere; }}
 h3 {{ margin: 2.6rem 0 .6rem; font-size: 1.15rem; break-after: avoid; }}
 p {{ margin: .5rem 0; overflow-wrap: anywhere; }}
 section + section {{ margin-top: 3.5rem; padding-top: 2.5rem; border-top: 3px solid {pictures.ACCENT}; }}
 a {{ color: {pictures.ACCENT}; }}
-small {{ display: block; color: #5a5a60; }}
-.result {{ margin-top: 1.2rem; padding: .8rem 1.1rem; border-left: 5px solid {pictures.ACCENT}; background: #f2f6fa; }}
+small {{ color: #5a5a60; font-size: .85rem; font-weight: 400; white-space: nowrap; }}
+td small {{ display: block; }}
+.result {{ margin-top: 1.2rem; padding: .8rem 1.1rem; border-left: 5px solid {pictures.ACCENT};
+  background: #f2f6fa; }}
 .score {{ display: block; color: {pictures.ACCENT}; font-size: 2rem; font-weight: 700; line-height: 1.25; }}
 .notice {{ padding: .5rem 1rem; border-left: 5px solid #b00020; background: #fdf2f3; }}
 .wide {{ overflow-x: auto; }}
@@ -792,8 +813,8 @@ th {{ border-bottom: 2px solid #1d1d1f; font-weight: 600; vertical-align: bottom
 .number {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
 th.number {{ white-space: normal; }}
 .word {{ text-align: left; }}
-td.word {{ min-width: 5rem; overflow-wrap: anywhere; }}
-td.word:first-child {{ font-weight: 600; }}
+td.word {{ min-width: 8rem; overflow-wrap: break-word; }}
+td.word:first-child {{ min-width: 5.5rem; font-weight: 600; }}
 figure {{ margin: 0; break-inside: avoid; }}
 figure img {{ display: block; max-width: 100%; min-width: 34rem; height: auto; }}
 figcaption {{ margin-top: .4rem; color: #5a5a60; font-size: .9rem; }}

@@ -1,6 +1,8 @@
 """Fixtures shared by unit and Ray tests: a tiny corpus in the real EMO-DB grammar, and its prepared form."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,10 +82,32 @@ def settings(tiny_data: Path, tmp_path: Path) -> Callable[..., Any]:
         tree = {
             "name": "tiny",
             "data": {"path": str(tiny_data)},
-            "model": {"encoder": {"kind": "logmel", "dim": 16, "mels": 16}, "heads": 2, "embedding_dim": 8},
+            "model": {
+                "encoder": {"kind": "logmel", "dim": 16, "mels": 16},
+                "pool": {"heads": 2},
+                "embedding_dim": 8,
+            },
             "optim": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
             "tracking": {"runs": str(tmp_path / "runs"), "mlflow": "off"},
         }
         return resolve(tree, parse_overrides(overrides))
 
     return build
+
+
+@pytest.fixture
+def killable(tmp_path: Path) -> Iterator[Callable[[list[str]], subprocess.Popen]]:
+    """Start `sermll` commands as processes of their own; whatever still runs is killed at the end."""
+    started: list[subprocess.Popen] = []
+
+    def start(arguments: list[str]) -> subprocess.Popen:
+        log = (tmp_path / f"command-{len(started)}.log").open("wb")
+        command = [sys.executable, "-m", "sermll", *arguments]
+        started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()

@@ -316,8 +316,8 @@ def _pulses(pitch_hz: FloatArray, jitter: float, generator: np.random.Generator)
     at = np.flatnonzero(np.diff(np.floor(phase))) + 1
     late = np.clip((phase[at] % 1) / steps[at], 0.0, 1.0)  # samples since the cycle ended
     height = (1 + 0.05 * generator.standard_normal(len(at))) / np.sqrt(steps[at])
-    pulses = np.zeros(samples)
-    pulses[at] = height * (1 - late)
+    pulses = -np.sqrt(steps)  # balances the pulses: lips radiate no constant flow of air
+    pulses[at] += height * (1 - late)
     pulses[at - 1] += height * late
     return pulses
 

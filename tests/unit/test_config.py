@@ -36,7 +36,10 @@ def test_defaults_are_the_papers() -> None:
         "precision": "fp32",
     }
     assert experiment.mixup.kind == "eam" and experiment.mixup.snr_db == (-5.0, 10.0)
-    assert experiment.model.heads == 16 and experiment.model.embedding_dim == 64
+    assert (
+        experiment.model.pool.model_dump() == {"kind": "flam", "heads": 16}
+        and experiment.model.embedding_dim == 64
+    )
     assert all(getattr(experiment.losses, name) is not None for name in ("kl", "focal", "center", "supcon"))
 
 
@@ -71,8 +74,8 @@ def test_a_fault_is_named_with_what_is_allowed(word: str, words_of_the_error: li
 
 
 def test_settings_without_effect_are_refused() -> None:
-    with pytest.raises(ConfigError, match="heads has no effect"):
-        build("model.pool=mean", "model.heads=4")
+    with pytest.raises(ConfigError, match=r"model\.pool\.heads: no such key"):
+        build("model.pool.kind=mean", "model.pool.heads=4")
     with pytest.raises(ConfigError, match="center_lr has no effect"):
         build("losses.center=null", "optim.center_lr=1")
     with pytest.raises(ConfigError, match="gradient_checkpointing has no effect"):
@@ -108,6 +111,18 @@ def test_overrides_copy() -> None:
     tree = {"a": {"b": 1}}
     assert with_overrides(tree, {"a.b": 2, "a.c": 3}) == {"a": {"b": 2, "c": 3}}
     assert tree == {"a": {"b": 1}}
+
+
+def test_changing_a_kind_leaves_the_former_kinds_settings_behind() -> None:
+    tree = {
+        **LEAST,
+        "mixup": {"kind": "eam", "snr_db": [0, 5]},
+        "model": {"encoder": {"kind": "logmel", "mels": 40}},
+    }
+    assert resolve(tree, {"mixup.kind": "none"}).mixup.model_dump() == {"kind": "none"}
+    assert resolve(tree, {"mixup.kind": "eam"}).mixup.snr_db == (0.0, 5.0)  # type: ignore[union-attr]
+    words = {"model.encoder.layer": 3, "model.encoder.kind": "pretrained"}  # the kind counts first
+    assert resolve(tree, words).model.encoder.layer == 3  # type: ignore[union-attr]
 
 
 def test_sections_are_frozen() -> None:

@@ -43,7 +43,7 @@ def split(rows: list[Utterance | Problem]) -> tuple[list[Utterance], list[Proble
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return put_all(tmp_path_factory.mktemp("ravdess"))
+    return put_all(tmp_path_factory.mktemp("downloads") / "ravdess")
 
 
 def test_whole_corpus_has_published_counts(whole: Path) -> None:
@@ -227,6 +227,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert [row.path for row in read(root)] == ["Actor_01/03-01-03-01-01-01-01.wav"]
 
 
+@pytest.mark.audio
 def test_real_recordings_agree_with_their_manifest() -> None:
     if not REAL.is_dir():
         pytest.skip(f"no RAVDESS at {REAL}; set SERMLL_CORPORA to the folder that holds it")

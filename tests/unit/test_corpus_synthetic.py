@@ -41,7 +41,7 @@ def test_clips_are_sound(clips: dict[Clip, np.ndarray]) -> None:
         assert 1.0 < len(waveform) / 16_000 < 2.6
         assert np.isfinite(waveform).all()
         assert 0.005 < np.abs(waveform).max() < 0.99
-        assert abs(waveform.mean()) < 0.01
+        assert abs(waveform.mean()) < 0.05 * waveform.std()
 
 
 def test_same_clip_is_the_same_and_others_differ(clips: dict[Clip, np.ndarray]) -> None:
@@ -51,9 +51,11 @@ def test_same_clip_is_the_same_and_others_differ(clips: dict[Clip, np.ndarray]) 
 
 
 def test_no_global_randomness() -> None:
-    state = np.random.get_state()[1].copy()  # noqa: NPY002 - the point of the test
+    np.random.seed(0)
+    first = np.random.random()
+    np.random.seed(0)
     render("f1", "sad", "s1", 1)
-    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert np.random.random() == first
 
 
 def test_total_length_fits_the_demonstration(clips: dict[Clip, np.ndarray]) -> None:
@@ -63,7 +65,7 @@ def test_total_length_fits_the_demonstration(clips: dict[Clip, np.ndarray]) -> N
 
 @pytest.mark.parametrize("speaker", ["f2", "m3"])
 def test_pitch_is_the_voices(speaker: str) -> None:
-    """The strongest lag of the autocorrelation in the middle of neutral speech is near the speaker's period."""
+    """The strongest lag of the autocorrelation of neutral speech is near the speaker's period."""
     pitches = []
     for sentence, repetition in product(SENTENCES, REPETITIONS):
         waveform = render(speaker, "neutral", sentence, repetition)
@@ -80,7 +82,7 @@ def test_unknown_clip_is_refused() -> None:
             render(*clip)
 
 
-def test_spectrum_tells_emotions_of_unheard_speakers_and_loudness_does_not(
+def test_spectrum_tells_emotions_and_loudness_does_not(
     clips: dict[Clip, np.ndarray],
 ) -> None:
     emotions = np.array([emotion for _, emotion, _, _ in clips])
@@ -144,7 +146,8 @@ def test_files_hold_the_rendered_samples(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("cheap")
-def test_existing_folder_is_not_touched(tmp_path: Path) -> None:
+def test_existing_folder_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "REPETITIONS", (1,))
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(CorpusError, match="exists already"):
         generate(tmp_path)
@@ -155,7 +158,7 @@ def test_existing_folder_is_not_touched(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()
     generate(tmp_path / "empty")
-    assert len(list(read(tmp_path / "empty"))) == 512
+    assert len(list(read(tmp_path / "empty"))) == 32 * 4
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

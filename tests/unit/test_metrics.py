@@ -1,5 +1,8 @@
+"""Scores against scikit-learn and hand values, intervals against a slow loop and SciPy."""
+
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,7 +24,9 @@ HAND = np.array([[3, 1, 0], [2, 2, 0], [0, 0, 0]])
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def speakers_of(generator, folds=3, per_fold=4, classes=4):
+def speakers_of(
+    generator: np.random.Generator, folds: int = 3, per_fold: int = 4, classes: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
     """Confusions of speakers who differ in how well they are recognised, and their folds."""
     fold = np.repeat(np.arange(folds), per_fold)
     confusions = generator.poisson(2, size=(len(fold), classes, classes))
@@ -30,7 +35,7 @@ def speakers_of(generator, folds=3, per_fold=4, classes=4):
     return confusions, fold
 
 
-def slow_scores(confusions, folds, weights):
+def slow_scores(confusions: np.ndarray, folds: list[int], weights: list[int]) -> dict[str, float]:
     """All six scores of one draw, with the speakers repeated one by one."""
     repeated = [speaker for speaker, times in enumerate(weights) for _ in range(times)]
     values = {}
@@ -48,7 +53,7 @@ def slow_scores(confusions, folds, weights):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_scores_equal_sklearn(seed):
+def test_scores_equal_sklearn(seed: int) -> None:
     generator = np.random.default_rng(seed)
     classes = int(generator.integers(2, 6))
     n = int(generator.integers(1, 30))  # few enough that classes are absent at times
@@ -67,20 +72,20 @@ def test_scores_equal_sklearn(seed):
     assert np.isnan(np.delete(recalls(counts), present)).all()
 
 
-def test_scores_by_hand():
+def test_scores_by_hand() -> None:
     np.testing.assert_array_equal(recalls(HAND), [0.75, 0.5, np.nan])
     assert wa(HAND) == pytest.approx(5 / 8)
     assert ua(HAND) == pytest.approx(0.625)
     assert macro_f1(HAND) == pytest.approx((6 / 9 + 4 / 7) / 2)
 
 
-def test_imbalance_separates_wa_from_ua():
+def test_imbalance_separates_wa_from_ua() -> None:
     counts = np.array([[90, 0], [10, 0]])  # everything called the frequent class
     assert wa(counts) == pytest.approx(0.9)
     assert ua(counts) == pytest.approx(0.5)
 
 
-def test_one_class():
+def test_one_class() -> None:
     counts = confusion([1, 1, 1], [1, 1, 0], 3)
     assert ua(counts) == wa(counts) == pytest.approx(2 / 3)
     assert macro_f1(counts) == pytest.approx(
@@ -88,7 +93,7 @@ def test_one_class():
     )  # class 0 was predicted, so it counts, as in sklearn
 
 
-def test_empty():
+def test_empty() -> None:
     counts = confusion([], [], 3)
     np.testing.assert_array_equal(counts, np.zeros((3, 3)))
     for metric in (wa, ua, macro_f1):
@@ -96,7 +101,7 @@ def test_empty():
     assert np.isnan(recalls(counts)).all()
 
 
-def test_leading_axes():
+def test_leading_axes() -> None:
     counts = np.random.default_rng(0).integers(0, 3, size=(5, 2, 4, 4))
     counts[0, 0] = 0
     counts[1, 1, 2] = 0
@@ -105,7 +110,7 @@ def test_leading_axes():
         np.testing.assert_array_equal(metric(counts), expected)
 
 
-def test_confusions_add_up():
+def test_confusions_add_up() -> None:
     labels, predicted = np.random.default_rng(1).integers(3, size=(2, 50))
     parts = confusion(labels[:20], predicted[:20], 3) + confusion(labels[20:], predicted[20:], 3)
     np.testing.assert_array_equal(parts, confusion(labels, predicted, 3))
@@ -121,12 +126,12 @@ def test_confusions_add_up():
         ([[0, 1]], [[0, 1]], "one length"),
     ],
 )
-def test_confusion_refuses(labels, predicted, message):
+def test_confusion_refuses(labels: list, predicted: list, message: str) -> None:
     with pytest.raises(DataError, match=message):
         confusion(labels, predicted, 3)
 
 
-def test_bootstrap_equals_a_slow_loop():
+def test_bootstrap_equals_a_slow_loop() -> None:
     confusions, folds = speakers_of(np.random.default_rng(2))
     folds[0] = 1  # folds of unequal size
     estimates = speaker_bootstrap(confusions, folds, seed=5, draws=1300)
@@ -139,7 +144,7 @@ def test_bootstrap_equals_a_slow_loop():
     assert set(estimates) == {"ua", "wa", "macro_f1", "pooled_ua", "pooled_wa", "pooled_macro_f1"}
 
 
-def test_bootstrap_values_are_the_plain_scores():
+def test_bootstrap_values_are_the_plain_scores() -> None:
     confusions, folds = speakers_of(np.random.default_rng(3))
     estimates = speaker_bootstrap(confusions, folds, seed=0, draws=200)
     for name, metric in (("ua", ua), ("wa", wa), ("macro_f1", macro_f1)):
@@ -153,11 +158,11 @@ def test_bootstrap_values_are_the_plain_scores():
 
 
 @pytest.mark.parametrize(("name", "metric"), [("ua", ua), ("wa", wa), ("macro_f1", macro_f1)])
-def test_bootstrap_agrees_with_scipy(name, metric):
+def test_bootstrap_agrees_with_scipy(name: str, metric: Callable[..., np.ndarray]) -> None:
     confusions, folds = speakers_of(np.random.default_rng(4), folds=4, per_fold=6)
     estimate = speaker_bootstrap(confusions, folds, seed=1)[f"pooled_{name}"]
 
-    def statistic(rows, axis=-1):
+    def statistic(rows: np.ndarray, axis: int = -1) -> np.ndarray:
         return metric(confusions[rows].sum(axis=axis - 2 if axis < 0 else axis))
 
     expected = stats.bootstrap(
@@ -170,14 +175,14 @@ def test_bootstrap_agrees_with_scipy(name, metric):
     assert estimate.high == pytest.approx(expected.high, abs=0.05 * width)
 
 
-def test_bootstrap_is_repeatable_and_seeded():
+def test_bootstrap_is_repeatable_and_seeded() -> None:
     confusions, folds = speakers_of(np.random.default_rng(5))
     first = speaker_bootstrap(confusions, folds, seed=1, draws=500)
     assert speaker_bootstrap(confusions, folds, seed=1, draws=500) == first
     assert speaker_bootstrap(confusions, folds, seed=2, draws=500) != first
 
 
-def test_bootstrap_leaving_one_speaker_out():
+def test_bootstrap_leaving_one_speaker_out() -> None:
     """One speaker in each fold: the mean over folds is the mean over the speakers drawn."""
     generator = np.random.default_rng(6)
     confusions, _ = speakers_of(generator, folds=1, per_fold=8)
@@ -188,27 +193,27 @@ def test_bootstrap_leaving_one_speaker_out():
     assert (estimate.low, estimate.high) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_equal_speakers_leave_no_doubt():
+def test_equal_speakers_leave_no_doubt() -> None:
     estimates = speaker_bootstrap(np.tile(HAND, (6, 1, 1)), [0, 0, 1, 1, 2, 2], seed=0, draws=100)
     for name in ("ua", "pooled_ua"):
         value = pytest.approx(0.625)
         assert (estimates[name].value, estimates[name].low, estimates[name].high) == (value, value, value)
 
 
-def test_one_speaker_has_no_interval():
+def test_one_speaker_has_no_interval() -> None:
     estimates = speaker_bootstrap(HAND[None], [0], seed=0)
     assert estimates["ua"] == Estimate(0.625, None, None)
     assert estimates["pooled_wa"] == Estimate(0.625, None, None)
 
 
-def test_speakers_without_utterances_are_left_out():
+def test_speakers_without_utterances_are_left_out() -> None:
     confusions, folds = speakers_of(np.random.default_rng(7))
     silent = np.concatenate([confusions, np.zeros((2, 4, 4), dtype=int)])
     expected = speaker_bootstrap(confusions, folds, seed=0, draws=300)
     assert speaker_bootstrap(silent, np.append(folds, [0, 9]), seed=0, draws=300) == expected
 
 
-def test_bootstrap_of_nothing():
+def test_bootstrap_of_nothing() -> None:
     for confusions in (np.zeros((0, 3, 3)), np.zeros((4, 3, 3))):
         for estimate in speaker_bootstrap(confusions, np.zeros(len(confusions)), seed=0).values():
             assert math.isnan(estimate.value)

@@ -1,3 +1,5 @@
+"""Mixing against the equations taken sample by sample, and the properties any implementation has."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,12 +7,15 @@ from hypothesis import strategies as st
 
 from sermll.mixup import draw_eam, draw_lam, eam, lam, mix_labels
 
+Mix = tuple[np.ndarray, np.ndarray, int, int, int, float]
+"""Signal, partner, mixed length, start, partner's start, SNR in dB."""
+
 SNR_DB = (-5.0, 10.0)
 LAST = np.nextafter(1.0, 0.0)  # the largest number a generator of [0, 1) returns
 
 
 @st.composite
-def mixes(draw):
+def mixes(draw: st.DrawFn) -> Mix:
     """Two signals, with a segment of each and an SNR, as `draw_eam` could have drawn them."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     samples, partner_samples = draw(st.integers(3, 400)), draw(st.integers(1, 400))
@@ -23,15 +28,17 @@ def mixes(draw):
     return signal.astype(np.float32), partner.astype(np.float32), mix_length, start, partner_start, snr_db
 
 
-def floats(values):
+def floats(values: list[float]) -> np.ndarray:
     return np.array(values, dtype=np.float32)
 
 
-def energy(segment):
+def energy(segment: np.ndarray) -> float:
     return np.square(segment, dtype=np.float64).sum()
 
 
-def slow_eam(signal, partner, mix_length, start, partner_start, snr_db):
+def slow_eam(
+    signal: np.ndarray, partner: np.ndarray, mix_length: int, start: int, partner_start: int, snr_db: float
+) -> tuple[list[float], float]:
     """Equations 1 to 4 sample by sample."""
     a = [float(signal[start + k]) for k in range(mix_length)]
     b = [float(partner[partner_start + k]) for k in range(mix_length)]
@@ -45,7 +52,7 @@ def slow_eam(signal, partner, mix_length, start, partner_start, snr_db):
 
 
 @given(mixes())
-def test_eam_equals_the_equations(mix):
+def test_eam_equals_the_equations(mix: Mix) -> None:
     mixed, weight = eam(*mix)
     expected, expected_weight = slow_eam(*mix)
     assert mixed.dtype == np.float32
@@ -54,7 +61,7 @@ def test_eam_equals_the_equations(mix):
 
 
 @given(mixes())
-def test_eam_changes_only_its_segment_and_neither_input(mix):
+def test_eam_changes_only_its_segment_and_neither_input(mix: Mix) -> None:
     signal, partner, mix_length, start, *_ = mix
     before, partner_before = signal.copy(), partner.copy()
     mixed, _ = eam(*mix)
@@ -66,7 +73,7 @@ def test_eam_changes_only_its_segment_and_neither_input(mix):
 
 
 @given(mixes())
-def test_eam_measured_snr_is_the_drawn_one(mix):
+def test_eam_measured_snr_is_the_drawn_one(mix: Mix) -> None:
     signal, _, mix_length, start, _, snr_db = mix
     segment = slice(start, start + mix_length)
     added = eam(*mix)[0][segment].astype(np.float64) - signal[segment]
@@ -76,7 +83,7 @@ def test_eam_measured_snr_is_the_drawn_one(mix):
 
 
 @given(mixes(), st.integers(2, 8), st.integers(0, 7), st.integers(0, 7))
-def test_eam_label_keeps_mass_and_winner(mix, classes, own, other):
+def test_eam_label_keeps_mass_and_winner(mix: Mix, classes: int, own: int, other: int) -> None:
     own, other = own % classes, other % classes
     y_i, y_j = np.eye(classes)[own], np.eye(classes)[other]
     _, weight = eam(*mix)
@@ -89,14 +96,17 @@ def test_eam_label_keeps_mass_and_winner(mix, classes, own, other):
 
 
 @given(mixes(), st.integers(-8, 8), st.integers(-8, 8))
-def test_eam_partner_gain_cancels_and_own_gain_factors_out(mix, own_log2, partner_log2):
-    signal, partner, *rest = mix
+def test_eam_partner_gain_cancels_and_own_gain_factors_out(
+    mix: Mix, own_log2: int, partner_log2: int
+) -> None:
+    signal, partner, mix_length, start, partner_start, snr_db = mix
+    place = (mix_length, start, partner_start, snr_db)
     own_gain, partner_gain = (
         np.float32(2.0**own_log2),
         np.float32(2.0**partner_log2),
     )  # exact in floating point
-    mixed, weight = eam(signal, partner, *rest)
-    scaled, scaled_weight = eam(own_gain * signal, partner_gain * partner, *rest)
+    mixed, weight = eam(signal, partner, *place)
+    scaled, scaled_weight = eam(own_gain * signal, partner_gain * partner, *place)
     np.testing.assert_allclose(
         scaled, own_gain * mixed, rtol=1e-6, atol=1e-6 * own_gain * np.abs(mixed).max()
     )
@@ -104,13 +114,13 @@ def test_eam_partner_gain_cancels_and_own_gain_factors_out(mix, own_log2, partne
 
 
 @pytest.mark.parametrize(("snr_db", "share"), [(-5, 0.7597469), (0, 0.5), (10, 0.0909091)])
-def test_eam_weight_by_hand(snr_db, share):
+def test_eam_weight_by_hand(snr_db: float, share: float) -> None:
     generator = np.random.default_rng(1)
     signal, partner = generator.normal(size=(2, 100)).astype(np.float32)
     assert eam(signal, partner, 40, 10, 60, snr_db)[1] == pytest.approx(share * 40 / 100, abs=1e-7)
 
 
-def test_eam_by_hand():
+def test_eam_by_hand() -> None:
     signal, partner = floats([3, 4, 0, 0, 1]), floats([9, 0, 1])
     mixed, weight = eam(signal, partner, mix_length=2, start=0, partner_start=1, snr_db=0)
     np.testing.assert_allclose(mixed, [3, 9, 0, 0, 1])  # the segment's energy is 25, the partner's 1: scale 5
@@ -118,7 +128,7 @@ def test_eam_by_hand():
 
 
 @pytest.mark.parametrize("silent", ["signal", "partner", "both"])
-def test_eam_leaves_silence_alone(silent):
+def test_eam_leaves_silence_alone(silent: str) -> None:
     noise = np.random.default_rng(2).normal(size=50).astype(np.float32)
     signal, partner = noise.copy(), noise.copy()
     if silent != "partner":
@@ -131,7 +141,7 @@ def test_eam_leaves_silence_alone(silent):
     assert weight == 0.0
 
 
-def test_eam_refuses_a_segment_outside_the_crop():
+def test_eam_refuses_a_segment_outside_the_crop() -> None:
     signal = np.ones(10, dtype=np.float32)
     with pytest.raises(AssertionError, match="inside"):
         eam(signal, signal, 4, 8, 8, 0.0)
@@ -142,8 +152,8 @@ def test_eam_refuses_a_segment_outside_the_crop():
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_draws_are_legal(lengths, seed, probability):
-    lengths = np.array(lengths)
+def test_draws_are_legal(lengths_drawn: list[int], seed: int, probability: float) -> None:
+    lengths = np.array(lengths_drawn)
     n = len(lengths)
     uniforms = np.random.default_rng(seed).random((n, 6))
     draws = draw_eam(uniforms, lengths, probability, SNR_DB)
@@ -169,7 +179,7 @@ def test_draws_are_legal(lengths, seed, probability):
     assert np.isnan(draws.snr_db[~mixed]).all()
 
 
-def test_draw_by_hand_at_both_ends():
+def test_draw_by_hand_at_both_ends() -> None:
     lengths = np.array([11, 100, 4])
     lowest = draw_eam(np.zeros((3, 6)), lengths, 1.0, SNR_DB)
     np.testing.assert_array_equal(lowest.partner, [1, 0, 0])
@@ -189,7 +199,7 @@ def test_draw_by_hand_at_both_ends():
     np.testing.assert_allclose(drawn.snr_db, 10)
 
 
-def test_draws_are_uniform():
+def test_draws_are_uniform() -> None:
     n = 60_000
     uniforms = np.random.default_rng(3).random((n, 6))
     draws = draw_eam(uniforms, np.full(n, 9), 0.5, SNR_DB)
@@ -207,7 +217,7 @@ def test_draws_are_uniform():
     assert np.abs(few.partner.mean() / (3 * 20_000) - 0.5) < 0.01
 
 
-def test_partners_are_uniform_over_the_others():
+def test_partners_are_uniform_over_the_others() -> None:
     grid = (np.arange(400) + 0.5) / 400
     lengths = np.full(5, 9)
     counts = np.zeros((5, 5), dtype=int)
@@ -219,14 +229,14 @@ def test_partners_are_uniform_over_the_others():
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_nobody_to_mix_with(n):
+def test_nobody_to_mix_with(n: int) -> None:
     uniforms, lengths = np.zeros((n, 6)), np.full(n, 100)
     for draws in (draw_eam(uniforms, lengths, 1.0, SNR_DB), draw_lam(uniforms, lengths, 1.0)):
         assert (draws.partner == -1).all()
         assert len(draws.partner) == len(draws.snr_db) == n
 
 
-def test_draw_lam_takes_the_same_partners_whole():
+def test_draw_lam_takes_the_same_partners_whole() -> None:
     lengths = np.arange(3, 43)
     uniforms = np.random.default_rng(4).random((40, 6))
     energy_adaptive, label_adaptive = (
@@ -242,7 +252,7 @@ def test_draw_lam_takes_the_same_partners_whole():
     assert np.isnan(label_adaptive.snr_db).all()
 
 
-def test_lam_by_hand():
+def test_lam_by_hand() -> None:
     short, long = floats([2, 4]), floats([1, 1, 6])
     mixed, weight = lam(short, long)
     np.testing.assert_array_equal(mixed, floats([1.5, 2.5, 3]))
@@ -254,7 +264,7 @@ def test_lam_by_hand():
 
 
 @given(st.floats(0, 1), st.integers(0, 3), st.integers(0, 3))
-def test_labels_keep_their_mass(weight, own, other):
+def test_labels_keep_their_mass(weight: float, own: int, other: int) -> None:
     label = mix_labels(np.eye(4)[own], np.eye(4)[other], weight)
     expected = (1 - weight) * np.eye(4)[own] + weight * np.eye(4)[other]
     np.testing.assert_allclose(label, expected, atol=1e-15)
@@ -263,7 +273,7 @@ def test_labels_keep_their_mass(weight, own, other):
         np.testing.assert_array_equal(label, np.eye(4)[own])
 
 
-def test_labels_of_many_at_once():
+def test_labels_of_many_at_once() -> None:
     y_i, y_j, weights = np.eye(3), np.eye(3)[[1, 1, 0]], np.array([0.25, 0.5, 0.0])
     expected = [mix_labels(*one) for one in zip(y_i, y_j, weights, strict=True)]
     np.testing.assert_array_equal(mix_labels(y_i, y_j, weights), expected)

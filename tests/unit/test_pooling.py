@@ -1,30 +1,34 @@
+"""Pooling against one utterance at a time without padding, and against torch's own attention."""
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sermll.errors import ConfigError
-from sermll.pooling import POOLS, FirstFrame, FrameLevelAttention, MaskedMax, MaskedMean, masked_mean
+from sermll.pooling import POOLS, FirstFrame, FrameLevelAttention, MaskedMax, MaskedMean
 
 BATCH, FRAMES, DIM, HEADS = 5, 11, 12, 3
 LENGTHS = [11, 1, 7, 4, 2]
 
 
 @pytest.fixture
-def generator():
+def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
-def frames(generator):
+def frames(generator: torch.Generator) -> Tensor:
     return torch.randn(BATCH, FRAMES, DIM, generator=generator, dtype=torch.float64)
 
 
 @pytest.fixture
-def mask():
+def mask() -> Tensor:
     return torch.arange(FRAMES) < torch.tensor(LENGTHS)[:, None]
 
 
-def flam(generator, dim=DIM, heads=HEADS, dtype=torch.float64):
+def flam(
+    generator: torch.Generator, dim: int = DIM, heads: int = HEADS, dtype: torch.dtype = torch.float64
+) -> FrameLevelAttention:
     """A FLAM whose every parameter, biases too, is drawn and of some size."""
     module = FrameLevelAttention(dim, heads).to(dtype)
     for parameter in module.parameters():
@@ -32,7 +36,7 @@ def flam(generator, dim=DIM, heads=HEADS, dtype=torch.float64):
     return module
 
 
-def slow_flam(module, frames):
+def slow_flam(module: FrameLevelAttention, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """F' = F + MSA(F) and equation 5 for one utterance [frames, dim] without padding, head by head."""
     weight, bias = module.in_projection.weight, module.in_projection.bias
     queries, keys, values = (frames @ weight.T + bias).chunk(3, dim=-1)
@@ -44,10 +48,13 @@ def slow_flam(module, frames):
         heads.append(torch.softmax(scores, dim=-1) @ values[:, part])
     refined = frames + torch.cat(heads, dim=-1) @ module.out_projection.weight.T + module.out_projection.bias
     alpha = torch.softmax(refined @ module.score.weight[0], dim=0)
-    return sum(a * f for a, f in zip(alpha, refined, strict=True)), refined, alpha
+    pooled = torch.stack([a * f for a, f in zip(alpha, refined, strict=True)]).sum(dim=0)
+    return pooled, refined, alpha
 
 
-def test_flam_equals_a_slow_loop_without_padding(generator, frames, mask):
+def test_flam_equals_a_slow_loop_without_padding(
+    generator: torch.Generator, frames: Tensor, mask: Tensor
+) -> None:
     module = flam(generator)
     pooled, refined = module(frames, mask)
     alpha = module.attention(frames, mask)
@@ -63,7 +70,9 @@ def test_flam_equals_a_slow_loop_without_padding(generator, frames, mask):
     torch.testing.assert_close(alpha.sum(dim=1), torch.ones(BATCH, dtype=torch.float64))
 
 
-def test_flam_equals_torch_multihead_attention(generator, frames, mask):
+def test_flam_equals_torch_multihead_attention(
+    generator: torch.Generator, frames: Tensor, mask: Tensor
+) -> None:
     module = flam(generator)
     reference = nn.MultiheadAttention(DIM, HEADS, batch_first=True, dtype=torch.float64)
     reference.load_state_dict(
@@ -79,16 +88,16 @@ def test_flam_equals_torch_multihead_attention(generator, frames, mask):
     torch.testing.assert_close(refined[mask], (frames + attended)[mask], rtol=1e-10, atol=1e-10)
 
 
-def test_flam_weights_without_attention_by_hand(frames, mask):
+def test_flam_weights_without_attention_by_hand(frames: Tensor, mask: Tensor) -> None:
     module = FrameLevelAttention(DIM, HEADS).double()
     nn.init.zeros_(module.out_projection.weight)
     nn.init.zeros_(module.score.weight)
     pooled, refined = module(frames, mask)  # no attention, equal scores: the mean of the frames as they are
     torch.testing.assert_close(refined[mask], frames[mask])
-    torch.testing.assert_close(pooled, masked_mean(frames, mask))
+    torch.testing.assert_close(pooled, MaskedMean(DIM, HEADS)(frames, mask)[0])
 
 
-def test_flam_has_no_parameters_but_the_papers():
+def test_flam_has_no_parameters_but_the_papers() -> None:
     shapes = {
         name: tuple(parameter.shape) for name, parameter in FrameLevelAttention(8, 2).named_parameters()
     }
@@ -101,13 +110,13 @@ def test_flam_has_no_parameters_but_the_papers():
     }
 
 
-def test_flam_names_heads_and_width_that_do_not_fit():
+def test_flam_names_heads_and_width_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match=r"16 heads.*100"):
         FrameLevelAttention(100, 16)
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_batched_equals_alone(name, generator):
+def test_batched_equals_alone(name: str, generator: torch.Generator) -> None:
     lengths = [1, 40, *range(2, 16)]
     frames = torch.randn(16, 40, 32, generator=generator)
     mask = torch.arange(40) < torch.tensor(lengths)[:, None]
@@ -120,7 +129,9 @@ def test_batched_equals_alone(name, generator):
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_padding_has_no_influence_and_no_gradient(name, generator, frames, mask):
+def test_padding_has_no_influence_and_no_gradient(
+    name: str, generator: torch.Generator, frames: Tensor, mask: Tensor
+) -> None:
     module = flam(generator) if name == "flam" else POOLS[name](DIM, HEADS)
     expected, _ = module(frames, mask)
     spoiled = frames.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
@@ -133,7 +144,7 @@ def test_padding_has_no_influence_and_no_gradient(name, generator, frames, mask)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_simple_pools_equal_a_loop(frames, mask):
+def test_simple_pools_equal_a_loop(frames: Tensor, mask: Tensor) -> None:
     for pool, reference in (
         (MaskedMean, lambda valid: valid.mean(dim=0)),
         (MaskedMax, lambda valid: valid.max(dim=0).values),
@@ -145,14 +156,14 @@ def test_simple_pools_equal_a_loop(frames, mask):
         assert unchanged is frames
 
 
-def test_flam_gradient(generator):
+def test_flam_gradient(generator: torch.Generator) -> None:
     module = flam(generator, 4, 2)
     frames = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     assert torch.autograd.gradcheck(lambda frames: module(frames, mask), frames)
 
 
-def test_flam_under_bf16_autocast(generator):
+def test_flam_under_bf16_autocast(generator: torch.Generator) -> None:
     module = flam(generator, dtype=torch.float32)
     frames = torch.randn(BATCH, FRAMES, DIM, generator=generator) / 3
     mask = torch.arange(FRAMES) < torch.tensor(LENGTHS)[:, None]
@@ -162,7 +173,7 @@ def test_flam_under_bf16_autocast(generator):
     torch.testing.assert_close(pooled.float(), expected, rtol=0.1, atol=0.1)
 
 
-def test_silent_frames_give_equal_weights():
+def test_silent_frames_give_equal_weights() -> None:
     module = FrameLevelAttention(DIM, HEADS)
     mask = torch.arange(FRAMES) < torch.tensor(LENGTHS)[:, None]
     alpha = module.attention(torch.zeros(BATCH, FRAMES, DIM), mask)

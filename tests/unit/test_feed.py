@@ -1,0 +1,114 @@
+"""Batches: equal to mixing by hand from the source files, whoever makes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from sermll.feed import Feed, make_batch
+from sermll.shards import Prepared
+
+Settings = Callable[..., Any]
+
+
+@pytest.fixture
+def prepared(tiny_data: Path) -> Prepared:
+    return Prepared.open(tiny_data)
+
+
+def feed_of(experiment: Any, prepared: Prepared) -> Feed:
+    rows = np.arange(prepared.table.num_rows)
+    splits = {"train": rows[:100], "dev": rows[100:121], "test": rows[121:]}
+    return Feed.of(f"key-{id(experiment)}", experiment, prepared, splits)
+
+
+def slow_eam(x: np.ndarray, partner: np.ndarray, mix: Any, place: int) -> tuple[np.ndarray, float]:
+    """Equations 1 to 4, sample by sample."""
+    length, start, other = (
+        int(getattr(mix, name)[place]) for name in ("mix_length", "start", "partner_start")
+    )
+    energy = sum(float(value) ** 2 for value in x[start : start + length])
+    other_energy = sum(float(value) ** 2 for value in partner[other : other + length])
+    scale = np.sqrt(energy / (10 ** (mix.snr_db[place] / 10) * other_energy))
+    mixed = x.astype(np.float64).copy()
+    for step in range(length):
+        mixed[start + step] += scale * partner[other + step]
+    share = scale**2 * other_energy / (energy + scale**2 * other_energy) * length / len(x)
+    return mixed, share
+
+
+def test_training_batches_equal_mixing_by_hand(
+    settings: Settings, prepared: Prepared, tiny_corpus: Path
+) -> None:
+    feed = feed_of(settings("mixup.probability=1.0", "data.crop_s=0.5"), prepared)
+    plan = feed.plan("train", 2)
+    assert plan.mix is not None
+    paths = prepared.table["path"].to_pylist()
+
+    def crop(position: int) -> np.ndarray:
+        signal, _ = soundfile.read(tiny_corpus / paths[plan.rows[position]], dtype="float64")
+        start = plan.crop_start[position]
+        return signal[start : start + plan.crop_length[position]]
+
+    for index in (0, 5):
+        batch = make_batch(feed, "train", 2, index)
+        for place, position in enumerate(plan.batch(index)):
+            partner = plan.mix.partner[position]
+            expected, share = slow_eam(crop(position), crop(partner), plan.mix, position)
+            length = batch.lengths[place]
+            np.testing.assert_allclose(batch.waveform[place, :length], expected, atol=1e-6)
+            assert not batch.waveform[place, length:].any()
+            target = np.zeros(7)
+            target[prepared.labels[plan.rows[position]]] += 1 - share
+            target[prepared.labels[plan.rows[partner]]] += share
+            np.testing.assert_allclose(batch.targets[place], target, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["eam", "lam", "none"])
+def test_shares_of_workers_hold_the_same_mixes_as_one_worker(
+    settings: Settings, prepared: Prepared, kind: str
+) -> None:
+    feed = feed_of(settings(f"mixup.kind={kind}"), prepared)
+    for index in range(3):
+        whole = make_batch(feed, "train", 1, index)
+        by_row = {
+            row: (whole.waveform[i, : whole.lengths[i]], whole.targets[i]) for i, row in enumerate(whole.rows)
+        }
+        for workers in (2, 4):
+            shares = [make_batch(feed, "train", 1, index, rank, workers) for rank in range(workers)]
+            assert sorted(row for share in shares for row in share.rows) == sorted(whole.rows)
+            for share in shares:
+                for i, row in enumerate(share.rows):
+                    np.testing.assert_array_equal(share.waveform[i, : share.lengths[i]], by_row[row][0])
+                    np.testing.assert_array_equal(share.targets[i], by_row[row][1])
+
+
+def test_mixes_are_fresh_every_epoch_and_scoring_never_mixes(settings: Settings, prepared: Prepared) -> None:
+    feed = feed_of(settings(), prepared)
+    drawn = [feed.plan("train", epoch).mix for epoch in (0, 1)]
+    assert drawn[0] is not None and drawn[1] is not None
+    assert not np.array_equal(drawn[0].partner, drawn[1].partner)
+    for split in ("dev", "test"):
+        for epoch in (0, 7):
+            batch = make_batch(feed, split, epoch, 0)
+            assert set(np.unique(batch.targets)) == {0.0, 1.0}
+            assert np.array_equal(batch.waveform, make_batch(feed, split, 0, 0).waveform)
+
+
+def test_partners_come_from_the_training_set_alone(settings: Settings, prepared: Prepared) -> None:
+    feed = feed_of(settings("mixup.probability=1.0"), prepared)
+    plan = feed.plan("train", 0)
+    assert plan.mix is not None
+    assert set(plan.rows[plan.mix.partner]) <= set(feed.rows["train"])
+    assert (plan.mix.partner != np.arange(100)).all()
+
+
+def test_a_worker_without_a_share_gets_an_empty_batch(settings: Settings, prepared: Prepared) -> None:
+    feed = feed_of(settings("optim.batch_size=2"), prepared)
+    last = feed.plan("dev", 0).num_batches - 1
+    shares = [make_batch(feed, "dev", 0, last, rank, 4) for rank in range(4)]
+    assert [len(share.rows) for share in shares][2:] == [0, 0]
+    assert shares[3].waveform.shape == (0, 0) and shares[3].targets.shape == (0, 7)

@@ -1,0 +1,154 @@
+"""The training loop's parts on one process: rates, NaN, scoring, and what a system computes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sermll.errors import TrainingError
+from sermll.feed import Batch
+from sermll.loop import Scores, make_optimizer, score, set_rates, train_epoch
+from sermll.model import System
+
+Settings = Callable[..., Any]
+CPU = torch.device("cpu")
+
+
+def batch_of(lengths: list[int], seed: int = 0, index: int = 0, num_classes: int = 7) -> Batch:
+    rng = np.random.default_rng(seed)
+    waveform = np.zeros((len(lengths), max(lengths)), np.float32)
+    for place, length in enumerate(lengths):
+        waveform[place, :length] = rng.normal(0, 0.1, length)
+    targets = np.eye(num_classes, dtype=np.float32)[rng.integers(0, num_classes, len(lengths))]
+    return Batch(0, "train", index, np.arange(len(lengths)), waveform, np.array(lengths), targets)
+
+
+@pytest.fixture
+def system(settings: Settings) -> System:
+    torch.manual_seed(0)
+    return System(settings(), 7)
+
+
+def test_rates_follow_the_papers_schedule(settings: Settings, system: System) -> None:
+    optim = settings("optim.lr=1e-4", "optim.epochs=30").optim
+    optimizer = make_optimizer(system, optim)
+    for epoch, factor in ((0, 1), (1, 7 / 8), (20, (7 / 8) ** 20), (29, (7 / 8) ** 20)):
+        assert set_rates(optimizer, optim, epoch) == pytest.approx(
+            {"lr": 1e-4 * factor, "center_lr": 5e-3 * factor}
+        )
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [1e-4 * factor, 5e-3 * factor]
+        )
+
+
+def test_without_centers_there_is_one_group_and_one_rate(settings: Settings) -> None:
+    experiment = settings("losses.center=null")
+    optimizer = make_optimizer(System(experiment, 7), experiment.optim)
+    assert set(set_rates(optimizer, experiment.optim, 0)) == {"lr"}
+
+
+def test_every_parameter_is_in_one_group(settings: Settings, system: System) -> None:
+    grouped = [p for group in make_optimizer(system, settings().optim).param_groups for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(id(p) for p in system.parameters() if p.requires_grad)
+
+
+def test_training_lowers_the_loss(settings: Settings, system: System) -> None:
+    optimizer = make_optimizer(system, settings("optim.lr=3e-3").optim)
+    batch = batch_of([6000, 5000, 7000, 4000])
+
+    def once() -> dict[str, float]:
+        return train_epoch(system, optimizer, iter([(batch, 0.0)]), 5.0, CPU, list("abcd"))
+
+    first = once()
+    for _ in range(15):
+        last = once()
+    assert last["loss_kl"] < 0.7 * first["loss_kl"]
+    terms = ("kl", "focal", "center", "supcon")
+    assert first["loss"] == pytest.approx(
+        sum(first[f"weight_{t}"] * first[f"loss_{t}"] for t in terms), rel=1e-5
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_utterances_named(
+    settings: Settings, system: System
+) -> None:
+    batch = batch_of([6000, 5000], index=4)
+    batch.waveform[1, 100] = np.nan
+    before = [parameter.clone() for parameter in system.parameters()]
+    optimizer = make_optimizer(system, settings().optim)
+    with pytest.raises(TrainingError, match=r"epoch 1, batch 5: .*nan.* The batch holds first, second"):
+        train_epoch(system, optimizer, iter([(batch, 0.0)]), 5.0, CPU, ["first", "second"])
+    assert all(torch.equal(one, two) for one, two in zip(before, system.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("pool", ["flam", "mean", "max", "first"])
+def test_an_output_does_not_depend_on_the_batch(settings: Settings, pool: str) -> None:
+    torch.manual_seed(0)
+    system = System(settings(f"model.pool.kind={pool}"), 7)
+    lengths = [1600, 5000, 16_000, 9000, 3333, 12_001, *range(4000, 5000, 100)]
+    batch = batch_of(lengths)
+    together = score(system, iter([batch]), 7, CPU)
+    for place, length in enumerate(lengths):
+        alone = Batch(
+            0, "dev", 0, batch.rows[place : place + 1], batch.waveform[place : place + 1, :length],
+            batch.lengths[place : place + 1], batch.targets[place : place + 1],
+        )  # fmt: skip
+        scores = score(system, iter([alone]), 7, CPU)
+        np.testing.assert_allclose(scores.logits[0], together.logits[place], atol=1e-5)
+        np.testing.assert_allclose(scores.embeddings[0], together.embeddings[place], atol=1e-5)
+
+
+def test_scores_of_several_batches_keep_rows_together(system: System) -> None:
+    def batches() -> Iterator[Batch]:
+        for index in range(3):
+            made = batch_of([3000 + 500 * index] * 2, seed=index)
+            yield Batch(0, "dev", index, made.rows + 2 * index, made.waveform, made.lengths, made.targets)
+        yield Batch(
+            0, "dev", 3, np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros(0), np.zeros((0, 7))
+        )
+
+    scores = score(system, batches(), 7, CPU).gathered()
+    assert scores.rows.tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_allclose(scores.probabilities.sum(axis=1), 1)
+    assert (scores.probabilities.argmax(axis=1) == scores.predicted).all()
+
+
+def test_dev_loss_is_cross_entropy() -> None:
+    logits = np.array([[0.0, 1.0, -2.0], [3.0, 0.0, 0.0]], np.float32)
+    scores = Scores(np.arange(2), np.array([1, 2]), logits, np.zeros((2, 4), np.float32))
+    expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor([1, 2]))
+    assert scores.loss() == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("off", ["kl", "focal", "center", "supcon"])
+def test_any_loss_can_be_left_out(settings: Settings, off: str) -> None:
+    torch.manual_seed(0)
+    experiment = settings(f"losses.{off}=null")
+    system = System(experiment, 7)
+    row = train_epoch(
+        system,
+        make_optimizer(system, experiment.optim),
+        iter([(batch_of([4000, 5000]), 0.0)]),
+        5.0,
+        CPU,
+        ["a", "b"],
+    )
+    assert f"loss_{off}" not in row and np.isfinite(row["loss"])
+
+
+def test_bf16_computes_losses_in_float32(settings: Settings) -> None:
+    torch.manual_seed(0)
+    plain, mixed = System(settings(), 7), System(settings("optim.precision=bf16"), 7)
+    mixed.load_state_dict(plain.state_dict())
+    batch = batch_of([6000, 5000, 7000, 4000])
+    arguments = (
+        torch.from_numpy(batch.waveform),
+        torch.from_numpy(batch.lengths),
+        torch.from_numpy(batch.targets),
+    )
+    one, two = plain.eval()(*arguments), mixed.eval()(*arguments)
+    assert all(value.dtype == torch.float32 for value in two.values())
+    assert float(two["loss"].detach()) == pytest.approx(float(one["loss"].detach()), rel=0.03)
+    assert not torch.equal(two["loss"], one["loss"])
