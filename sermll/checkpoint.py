@@ -43,9 +43,7 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path / NOTES}: cannot be read ({error})") from None
         if not isinstance(notes, dict) or notes.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path}: not a checkpoint of format {FORMAT}, which this version of sermll reads"
-            )
+            raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}, which this version of sermll reads")
         for name, sha256 in notes["files"].items():
             file = path / name
             if not file.is_file():
@@ -77,9 +75,7 @@ class Checkpoint:
         try:
             module.load_state_dict(self.model())
         except RuntimeError as error:
-            raise CheckpointError(
-                f"{self.path}: does not fit the model ({str(error).splitlines()[0]})"
-            ) from None
+            raise CheckpointError(f"{self.path}: does not fit the model ({str(error).splitlines()[0]})") from None
 
 
 def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, notes: Mapping[str, Any]) -> None:
@@ -100,7 +96,7 @@ def newest(folder: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
     """
     faults: list[str] = []
     candidates: list[Checkpoint] = []
-    for path in sorted(folder.glob("checkpoint_*")) if folder.is_dir() else []:
+    for path in sorted(path for path in folder.glob("checkpoint_*") if path.is_dir()):
         try:
             candidates.append(Checkpoint.open(path))
         except CheckpointError as error:

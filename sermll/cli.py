@@ -49,13 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         "sermll prepare ravdess --root ~/RAVDESS --out data/ravdess",
     )
     prepare.add_argument("corpus", help="ravdess, emodb, or synthetic (built in)")
-    prepare.add_argument(
-        "--root", type=Path, help="the corpus folder; synthetic: made beside --out if not given"
-    )
+    prepare.add_argument("--root", type=Path, help="the corpus folder; synthetic: made beside --out if not given")
     prepare.add_argument("--out", type=Path, required=True, help="folder for the prepared data")
-    prepare.add_argument(
-        "--trim-db", type=float, metavar="DB", help="cut ends this far below the loudest part"
-    )
+    prepare.add_argument("--trim-db", type=float, metavar="DB", help="cut ends this far below the loudest part")
     prepare.add_argument(
         "--max-problems",
         type=float,
@@ -82,9 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "sermll report runs/ravdess-0123456789ab",
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders printed by `sermll train`")
-    report.add_argument(
-        "--out", type=Path, help="folder for the page; default: RUN/report, or report/ for several"
-    )
+    report.add_argument("--out", type=Path, help="folder for the page; default: RUN/report, or report/ for several")
 
     predict = _verb(
         verbs,
@@ -95,9 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("run_dir", type=Path, metavar="RUN", help="folder printed by `sermll train`")
     predict.add_argument("files", type=Path, nargs="+", metavar="AUDIO", help="WAV, FLAC or other recordings")
-    predict.add_argument(
-        "--fold", type=int, help="use this fold's model; default: average over all folds' models"
-    )
+    predict.add_argument("--fold", type=int, help="use this fold's model; default: average over all folds' models")
 
     track = _verb(
         verbs,
@@ -234,13 +226,9 @@ def _predict(options: argparse.Namespace) -> int:
         shares = "  ".join(f"{name} {value:.2f}" for name, value in ranked[:4])
         print(f"{prediction.file:<{width}}  {prediction.label:<12} {shares}")
     if options.json:
-        _print_json(
-            [{"file": p.file, "label": p.label, "probabilities": p.probabilities} for p in predictions]
-        )
+        _print_json([{"file": p.file, "label": p.label, "probabilities": p.probabilities} for p in predictions])
     if faults:
-        raise DataError(
-            "\n".join([f"{len(faults)} of {len(options.files)} files could not be used", *faults])
-        )
+        raise DataError("\n".join([f"{len(faults)} of {len(options.files)} files could not be used", *faults]))
     return 0
 
 
@@ -249,9 +237,7 @@ def _track(options: argparse.Namespace) -> int:
 
     fault = upload(options.run_dir, options.uri)
     if fault:
-        raise SermllError(
-            f"MLflow did not take the results ({fault}); the run's folder is complete, try again later"
-        )
+        raise SermllError(f"MLflow did not take the results ({fault}); the run's folder is complete, try again later")
     print(f"MLflow has everything of {options.run_dir}")
     if options.json:
         _print_json({"run_dir": str(options.run_dir), "complete": True})

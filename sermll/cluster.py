@@ -37,7 +37,7 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             # One logical CPU more than there are cores: data tasks then always find room beside training,
             # which would otherwise hold every core and wait for data for ever.
@@ -46,7 +46,7 @@ def connected() -> Iterator[None]:
                 num_cpus=(os.cpu_count() or 1) + 1,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local cluster"

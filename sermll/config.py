@@ -39,10 +39,10 @@ class Data(Section):
 
     path: str = Field(description="folder written by `sermll prepare`")
     crop_s: float = Field(
-        6.25, gt=0.1, description="longest training crop in seconds, placed at random each epoch"
+        default=6.25, gt=0.1, description="longest training crop in seconds, placed at random each epoch"
     )
     eval_crop_s: float = Field(
-        30.0, gt=0.1, description="longest crop scored, in seconds, taken from the middle"
+        default=30.0, gt=0.1, description="longest crop scored, in seconds, taken from the middle"
     )
 
 
@@ -50,10 +50,10 @@ class Protocol(Section):
     """Who is tested, who is held back for choosing, who is trained on."""
 
     folds: str = Field(
-        "default", description="a fold list of the corpus, or 'speaker' / 'session' to leave one out"
+        default="default", description="a fold list of the corpus, or 'speaker' / 'session' to leave one out"
     )
     dev_speakers: int | Auto = Field(
-        "auto",
+        default="auto",
         description="the next so many speakers after the test group are dev; auto: a tenth of the rest",
     )
 
@@ -68,9 +68,9 @@ class EAM(Section):
     """Energy-adaptive mixup, equations 1 to 4."""
 
     kind: Literal["eam"] = "eam"
-    probability: float = Field(0.5, gt=0, le=1, description="chance that an utterance is mixed in an epoch")
+    probability: float = Field(default=0.5, gt=0, le=1, description="chance that an utterance is mixed in an epoch")
     snr_db: tuple[float, float] = Field(
-        (-5.0, 10.0), description="range of the uniform signal-to-mix ratio in dB"
+        default=(-5.0, 10.0), description="range of the uniform signal-to-mix ratio in dB"
     )
 
     @model_validator(mode="after")
@@ -84,7 +84,7 @@ class LAM(Section):
     """Label-adaptive mixup, the baseline: whole-length half-and-half sum (Kang et al., ICASSP 2023)."""
 
     kind: Literal["lam"] = "lam"
-    probability: float = Field(0.5, gt=0, le=1, description="chance that an utterance is mixed in an epoch")
+    probability: float = Field(default=0.5, gt=0, le=1, description="chance that an utterance is mixed in an epoch")
 
 
 class NoMixup(Section):
@@ -98,16 +98,16 @@ class Pretrained(Section):
 
     kind: Literal["pretrained"] = "pretrained"
     name: str = Field(
-        "microsoft/wavlm-large", description="model name or folder: WavLM, HuBERT, wav2vec 2.0, ..."
+        default="microsoft/wavlm-large", description="model name or folder: WavLM, HuBERT, wav2vec 2.0, ..."
     )
     tune: Literal["all", "transformer", "none"] = Field(
-        "transformer", description="what is trained: everything, all but the CNN front end, or nothing"
+        default="transformer", description="what is trained: everything, all but the CNN front end, or nothing"
     )
     layer: Literal["last", "weighted"] | Annotated[int, Field(ge=0)] = Field(
-        "last",
+        default="last",
         description="last layer, a learned weighting of all layers, or one layer by index (0: front end)",
     )
-    gradient_checkpointing: bool = Field(False, description="trade a third more compute for less memory")
+    gradient_checkpointing: bool = Field(default=False, description="trade a third more compute for less memory")
 
     @model_validator(mode="after")
     def _checkpointing_has_effect(self) -> Self:
@@ -120,17 +120,17 @@ class LogMel(Section):
     """A compact encoder trained from scratch on log-mel spectrograms."""
 
     kind: Literal["logmel"] = "logmel"
-    mels: int = Field(80, ge=16, le=128, description="mel bands")
-    dim: int = Field(128, ge=16, le=1024, description="width of a frame")
-    dropout: float = Field(0.2, ge=0, lt=1, description="share of values dropped in training")
-    spec_augment: bool = Field(True, description="mask bands of time and frequency in training")
+    mels: int = Field(default=80, ge=16, le=128, description="mel bands")
+    dim: int = Field(default=128, ge=16, le=1024, description="width of a frame")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="share of values dropped in training")
+    spec_augment: bool = Field(default=True, description="mask bands of time and frequency in training")
 
 
 class FLAM(Section):
     """Frame-level attention, equation 5."""
 
     kind: Literal["flam"] = "flam"
-    heads: int = Field(16, ge=1, description="attention heads; they divide the encoder's width")
+    heads: int = Field(default=16, ge=1, description="attention heads; they divide the encoder's width")
 
 
 class MeanPool(Section):
@@ -164,38 +164,36 @@ class Model(Section):
         | Annotated[FirstFrame, Tag("first")],
         _kind_or("flam"),
     ] = FLAM()
-    embedding_dim: int = Field(
-        64, ge=2, description="width of the embedding z and of the frame projections h"
-    )
+    embedding_dim: int = Field(default=64, ge=2, description="width of the embedding z and of the frame projections h")
 
 
 class KL(Section):
     """Kullback-Leibler divergence to the soft label, equation 6."""
 
-    weight: float | Auto = Field("auto", description="factor in the sum; auto: 1 / ln(classes)")
+    weight: float | Auto = Field(default="auto", description="factor in the sum; auto: 1 / ln(classes)")
 
 
 class Focal(Section):
     """Focal loss on soft labels, equation 7."""
 
-    weight: float | Auto = Field("auto", description="factor in the sum; auto: 1 / ln(classes)")
-    gamma: float = Field(2.0, ge=0, description="focusing exponent")
+    weight: float | Auto = Field(default="auto", description="factor in the sum; auto: 1 / ln(classes)")
+    gamma: float = Field(default=2.0, ge=0, description="focusing exponent")
 
 
 class Center(Section):
     """Distance of embeddings to learned class centers, equation 8."""
 
-    weight: float = Field(0.002, gt=0, description="factor in the sum")
+    weight: float = Field(default=0.002, gt=0, description="factor in the sum")
 
 
 class SupCon(Section):
     """Supervised contrastive loss over all frames of the batch, equations 9 and 10."""
 
-    weight: float | Auto = Field("auto", description="factor in the sum; auto: 1 / ln(valid frames - 1)")
-    temperature: float = Field(0.1, gt=0, description="divisor of the dot products")
-    normalize: bool = Field(True, description="scale frame projections to unit length first")
+    weight: float | Auto = Field(default="auto", description="factor in the sum; auto: 1 / ln(valid frames - 1)")
+    temperature: float = Field(default=0.1, gt=0, description="divisor of the dot products")
+    normalize: bool = Field(default=True, description="scale frame projections to unit length first")
     projection: Literal["shared", "separate"] = Field(
-        "shared", description="frames use the embedding's linear map, or one of their own"
+        default="shared", description="frames use the embedding's linear map, or one of their own"
     )
 
 
@@ -207,7 +205,7 @@ class Losses(Section):
     center: Center | None = Center()
     supcon: SupCon | None = SupCon()
     gather: bool = Field(
-        True,
+        default=True,
         description="center and SupCon see the global batch of all workers; false: each worker's share alone",
     )
 
@@ -216,9 +214,7 @@ class Losses(Section):
         for name in ("kl", "focal", "supcon"):
             section = getattr(self, name)
             if section is not None and section.weight != "auto" and section.weight <= 0:
-                raise ValueError(
-                    f"{name}.weight must be positive, got {section.weight}; {name}=null turns it off"
-                )
+                raise ValueError(f"{name}.weight must be positive, got {section.weight}; {name}=null turns it off")
         if self.kl is None and self.focal is None:
             raise ValueError("kl or focal must be on: center and supcon alone do not train the classifier")
         return self
@@ -227,48 +223,44 @@ class Losses(Section):
 class Optim(Section):
     """Adam with two groups and the paper's stepwise decay."""
 
-    epochs: int = Field(20, ge=1, le=10_000)
-    batch_size: int = Field(16, ge=2, description="utterances of the global batch, over all workers")
-    lr: float = Field(1e-4, gt=0, description="learning rate of the model")
-    center_lr: float = Field(5e-3, gt=0, description="learning rate of the class centers")
-    decay: float = Field(0.875, gt=0, le=1, description="factor on both rates after each epoch")
-    decay_epochs: int = Field(20, ge=0, description="epochs after which the rates stay")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (0: plain Adam)")
-    clip_norm: float = Field(5.0, gt=0, description="largest norm of the gradient")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: autocast of the model's forward pass"
-    )
+    epochs: int = Field(default=20, ge=1, le=10_000)
+    batch_size: int = Field(default=16, ge=2, description="utterances of the global batch, over all workers")
+    lr: float = Field(default=1e-4, gt=0, description="learning rate of the model")
+    center_lr: float = Field(default=5e-3, gt=0, description="learning rate of the class centers")
+    decay: float = Field(default=0.875, gt=0, le=1, description="factor on both rates after each epoch")
+    decay_epochs: int = Field(default=20, ge=0, description="epochs after which the rates stay")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay (0: plain Adam)")
+    clip_norm: float = Field(default=5.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast of the model's forward pass")
 
 
 class Resources(Section):
     """Machines, not science: nothing here changes what a run computes or its id."""
 
-    workers: int = Field(1, ge=1, description="training processes per fold; they share the global batch")
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float | Auto = Field("auto", description="auto: one if the cluster has any, else none")
-    parallel_folds: int | Auto = Field("auto", description="folds trained at once; auto: as many as fit")
-    max_failures: int = Field(3, ge=0, description="restarts of a fold after lost workers or nodes")
+    workers: int = Field(default=1, ge=1, description="training processes per fold; they share the global batch")
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float | Auto = Field(default="auto", description="auto: one if the cluster has any, else none")
+    parallel_folds: int | Auto = Field(default="auto", description="folds trained at once; auto: as many as fit")
+    max_failures: int = Field(default=3, ge=0, description="restarts of a fold after lost workers or nodes")
 
 
 class Tracking(Section):
     """Where results go. Nothing here changes what a run computes or its id."""
 
-    runs: str = Field("runs", description="folder that receives the run's folder")
+    runs: str = Field(default="runs", description="folder that receives the run's folder")
     mlflow: str | None = Field(
-        None,
+        default=None,
         description="MLflow URI; null: MLFLOW_TRACKING_URI, else a SQLite file in the runs folder; 'off': none",
     )
-    experiment: str | None = Field(None, description="MLflow experiment; null: the experiment's name")
+    experiment: str | None = Field(default=None, description="MLflow experiment; null: the experiment's name")
 
 
 class Experiment(Section):
     """Everything that decides a run's numbers, and where and on what it runs."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="short name, part of the run's folder"
-    )
-    seed: int = Field(0, ge=0, lt=2**31)
-    fold: int | None = Field(None, ge=0, description="one fold to train; null: every fold")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="short name, part of the run's folder")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    fold: int | None = Field(default=None, ge=0, description="one fold to train; null: every fold")
     data: Data
     protocol: Protocol = Protocol()
     mixup: Annotated[
@@ -288,11 +280,7 @@ class Experiment(Section):
                 f"optim.batch_size is the batch of all workers: {self.optim.batch_size} is too small for "
                 f"resources.workers={self.resources.workers} (two utterances a worker at least)"
             )
-        if (
-            self.losses.center is None
-            and "center_lr" in self.optim.model_fields_set
-            and self.optim.center_lr != 5e-3
-        ):
+        if self.losses.center is None and "center_lr" in self.optim.model_fields_set and self.optim.center_lr != 5e-3:
             raise ValueError("optim.center_lr has no effect when losses.center is null")
         return self
 
@@ -413,9 +401,7 @@ def _describe(faults: Iterable[Any]) -> str:
         key, known = _locate(fault["loc"])
         if fault["type"] == "extra_forbidden":
             near = get_close_matches(key.rpartition(".")[2], known, n=1)
-            message = "no such key; " + (
-                f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            )
+            message = "no such key; " + (f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
         elif fault["type"] == "missing":
             message = f"missing; give it in the file or as {key}=value"
         elif fault["type"] in ("union_tag_invalid", "union_tag_not_found"):

@@ -46,9 +46,7 @@ class Feed:
     seed: int
 
     @classmethod
-    def of(
-        cls, key: str, experiment: config.Experiment, prepared: Prepared, rows: dict[str, np.ndarray]
-    ) -> "Feed":
+    def of(cls, key: str, experiment: config.Experiment, prepared: Prepared, rows: dict[str, np.ndarray]) -> "Feed":
         """The feed of a fold whose splits are `rows`."""
         return cls(
             key=key,
@@ -117,17 +115,19 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
     waveform = np.zeros((len(positions), int(lengths.max(initial=0))), np.float32)
     targets = np.zeros((len(positions), feed.num_classes), np.float32)
 
+    one_hot = np.eye(feed.num_classes, dtype=np.float32)
+
     def cropped(position: int) -> np.ndarray:
         start, length = plan.crop_start[position], plan.crop_length[position]
         return to_float(waveforms[plan.rows[position]][start : start + length])
 
     def label(position: int) -> np.ndarray:
-        return np.eye(1, feed.num_classes, feed.labels[plan.rows[position]], dtype=np.float32)[0]
+        return one_hot[feed.labels[plan.rows[position]]]
 
-    for place, position in enumerate(positions):
+    for place, position in enumerate(positions.tolist()):
         signal, target = cropped(position), label(position)
         if plan.mix is not None and plan.mix.partner[position] >= 0:
-            partner = plan.mix.partner[position]
+            partner = int(plan.mix.partner[position])
             if isinstance(feed.mixup, config.EAM):
                 signal, share = eam(
                     signal,

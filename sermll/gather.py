@@ -37,11 +37,7 @@ class Gathered:
 
     def weigh(self, mean: Tensor) -> Tensor:
         """A mean over this share, scaled so that the workers' average is the mean over the global batch."""
-        return (
-            mean * (self.sizes[dist.get_rank()] * self.workers / sum(self.sizes))
-            if self.workers > 1
-            else mean
-        )
+        return mean * (self.sizes[dist.get_rank()] * self.workers / sum(self.sizes)) if self.workers > 1 else mean
 
 
 class _GatherRows(torch.autograd.Function):
@@ -55,9 +51,7 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, share: Tensor, sizes: list[int]) -> Tensor:  # noqa: ANN401 - autograd's context
         ctx.sizes = sizes
         most = max(sizes)
-        padded = functional.pad(
-            share.to(torch.uint8) if share.dtype == torch.bool else share, _last_row(share, most)
-        )
+        padded = functional.pad(share.to(torch.uint8) if share.dtype == torch.bool else share, _last_row(share, most))
         shares = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(shares, padded.contiguous())
         whole = torch.cat([part[:size] for part, size in zip(shares, sizes, strict=True)])

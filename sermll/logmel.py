@@ -27,9 +27,7 @@ class LogMelEncoder(nn.Module):
         spec_augment: mask bands of time and of frequency in training (Park et al., Interspeech 2019).
     """
 
-    def __init__(
-        self, mels: int = 80, dim: int = 128, dropout: float = 0.2, spec_augment: bool = True
-    ) -> None:
+    def __init__(self, mels: int = 80, dim: int = 128, dropout: float = 0.2, spec_augment: bool = True) -> None:
         super().__init__()
         if dim % 2:
             raise ValueError(f"dim must be even, one half for each direction of the GRU, got {dim}")
@@ -91,9 +89,7 @@ class ConvBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, time_stride: int) -> None:
         super().__init__()
         self.time_stride = time_stride
-        self.convolution = nn.Conv2d(
-            channels_in, channels_out, 3, stride=(time_stride, 2), padding=1, bias=False
-        )
+        self.convolution = nn.Conv2d(channels_in, channels_out, 3, stride=(time_stride, 2), padding=1, bias=False)
         weight = nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
         self.convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.gain = nn.Parameter(torch.ones(channels_out, 1, 1))

@@ -92,15 +92,11 @@ def _train(job: FoldJob) -> dict[str, Any]:
         test_scores = Scores.empty(len(job.classes), settings.model.embedding_dim)
         for split, members in groupby(phases, key=lambda batch: batch.split):
             if split == "train":
-                row |= train_epoch(
-                    parallel, optimizer, _timed(members), settings.optim.clip_norm, device, job.ids
-                )
+                row |= train_epoch(parallel, optimizer, _timed(members), settings.optim.clip_norm, device, job.ids)
                 continue
             started = time.perf_counter()
             scores = score(system, members, len(job.classes), device).gathered()
-            row[f"{split}_confusion"] = metrics.confusion(
-                scores.labels, scores.predicted, len(job.classes)
-            ).tolist()
+            row[f"{split}_confusion"] = metrics.confusion(scores.labels, scores.predicted, len(job.classes)).tolist()
             row["eval_s"] = row.get("eval_s", 0.0) + time.perf_counter() - started
             if split == "dev":
                 counts = np.array(row["dev_confusion"])
@@ -127,9 +123,7 @@ def set_rates(optimizer: torch.optim.Optimizer, optim: config.Optim, epoch: int)
     """Set the learning rates of an epoch: each epoch multiplies them by `decay`, until `decay_epochs`."""
     factor = optim.decay ** min(epoch, optim.decay_epochs)
     rates = {"lr": optim.lr * factor, "center_lr": optim.center_lr * factor}
-    for group, rate in zip(
-        optimizer.param_groups, rates.values(), strict=False
-    ):  # no center group: one rate less
+    for group, rate in zip(optimizer.param_groups, rates.values(), strict=False):  # no center group: one rate less
         group["lr"] = rate
     return dict(list(rates.items())[: len(optimizer.param_groups)])
 
@@ -221,9 +215,7 @@ class Scores:
     def empty(cls, num_classes: int, embedding_dim: int) -> "Scores":
         """Scores of nobody."""
         nobody = np.zeros(0, np.int64)
-        return cls(
-            nobody, nobody, np.zeros((0, num_classes), np.float32), np.zeros((0, embedding_dim), np.float32)
-        )
+        return cls(nobody, nobody, np.zeros((0, num_classes), np.float32), np.zeros((0, embedding_dim), np.float32))
 
     @property
     def predicted(self) -> np.ndarray:

@@ -208,9 +208,7 @@ class Objective(nn.Module):
         self.losses = losses
         self.centers = nn.Parameter(torch.zeros(num_classes, embedding_dim)) if losses.center else None
 
-    def forward(
-        self, logits: Tensor, z: Tensor, h: Tensor, mask: Tensor, target: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, logits: Tensor, z: Tensor, h: Tensor, mask: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Each loss that is on, unweighted; its weight as "weight_<name>"; and "loss", the weighted sum.
 
         Args:
@@ -236,9 +234,7 @@ class Objective(nn.Module):
             weights["center"] = losses.center.weight
         if losses.supcon:
             section = losses.supcon
-            terms["supcon"] = supcon(
-                context_broadcast(h, mask), mask, labels, section.temperature, section.normalize
-            )
+            terms["supcon"] = supcon(context_broadcast(h, mask), mask, labels, section.temperature, section.normalize)
             # Two frames or fewer make a loss of 0, for which any finite weight will do.
             weights["supcon"] = _weight(section.weight, 1 / (mask.sum() - 1).clamp(min=2).log())
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()

@@ -105,9 +105,7 @@ class Estimate:
     high: float | None
 
 
-def speaker_bootstrap(
-    confusions: ArrayLike, folds: ArrayLike, seed: int, draws: int = 10_000
-) -> dict[str, Estimate]:
+def speaker_bootstrap(confusions: ArrayLike, folds: ArrayLike, seed: int, draws: int = 10_000) -> dict[str, Estimate]:
     """Each score with the interval that resampling speakers gives it.
 
     Utterances of a speaker are not independent of one another, speakers are: so whole speakers are drawn with

@@ -1,4 +1,4 @@
-"""The recogniser: encoder, pooling over frames, two linear heads; and the recogniser with its objective for training."""
+"""The recogniser: encoder, pooling over frames, two linear heads; and recogniser with objective, for training."""
 
 from typing import NamedTuple
 
@@ -38,7 +38,8 @@ class Recognizer(nn.Module):
         else:
             self.encoder = LogMelEncoder(**encoder.model_dump(exclude={"kind"}))
         dim = int(self.encoder.dim)  # type: ignore[arg-type]
-        self.pool = POOLS[settings.pool.kind](dim, **settings.pool.model_dump(exclude={"kind"}))
+        sizes = (dim, settings.pool.heads) if isinstance(settings.pool, config.FLAM) else ()
+        self.pool = POOLS[settings.pool.kind](*sizes)
         self.project = nn.Linear(dim, settings.embedding_dim)
         self.project_frames = nn.Linear(dim, settings.embedding_dim) if separate_frames else None
         self.classify = nn.Linear(settings.embedding_dim, num_classes)
@@ -53,9 +54,7 @@ class Recognizer(nn.Module):
         frames, mask = self.encoder(waveform, lengths)
         pooled, frames = self.pool(frames, mask)
         embedding = self.project(pooled)
-        return Output(
-            self.classify(embedding), embedding, (self.project_frames or self.project)(frames), mask
-        )
+        return Output(self.classify(embedding), embedding, (self.project_frames or self.project)(frames), mask)
 
 
 class System(nn.Module):

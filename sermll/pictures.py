@@ -115,9 +115,7 @@ def confusion(counts: NDArray[np.int64], recalls: NDArray[np.float64], classes: 
             ink = "white" if shares[row, column] > 0.45 else _INK
             text = f"{counts[row, column]}\n{100 * shares[row, column]:.0f} %" if totals[row] else "—"
             weight = "bold" if row == column and totals[row] else "normal"
-            cells.text(
-                column, row, text, ha="center", va="center", color=ink, fontsize=font_pt, fontweight=weight
-            )
+            cells.text(column, row, text, ha="center", va="center", color=ink, fontsize=font_pt, fontweight=weight)
     slanted = max(len(name) for name in names) > 72 * side / size / 5.6
     cells.set_xticks(range(size), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     if slanted:
@@ -180,9 +178,7 @@ def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], 
     _lines(axes, percent, [colours[fold] for fold in folds], mean_colour=_INK, ticks=12)
     for fold, epoch in sorted(chosen.items()):
         if fold in percent and epoch < len(percent[fold]):
-            axes.plot(
-                epoch + 1, percent[fold][epoch], "o", ms=7, mfc=colours[fold], mec="white", mew=1.1, zorder=5
-            )
+            axes.plot(epoch + 1, percent[fold][epoch], "o", ms=7, mfc=colours[fold], mec="white", mew=1.1, zorder=5)
     axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
     axes.set_xlabel("epoch")
     axes.set_ylabel("dev UA in %")
@@ -219,9 +215,7 @@ def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int]
     mean = float(np.mean(percent))
     for place, index in enumerate(order):
         axes.plot([place, place], [mean, percent[place]], color=_PALE, linewidth=1.2, zorder=1)
-        axes.plot(
-            place, percent[place], "o", ms=size_pt, mfc=colours[folds[index]], mec="white", mew=0.7, zorder=3
-        )
+        axes.plot(place, percent[place], "o", ms=size_pt, mfc=colours[folds[index]], mec="white", mew=0.7, zorder=3)
     axes.axhline(mean, color=_INK, linewidth=1.2, zorder=2)
     axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
     axes.margins(x=0.5 / len(names) + 0.01)
@@ -253,9 +247,7 @@ def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int]
     return figure
 
 
-def embedding(
-    folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]], classes: Sequence[str]
-) -> Figure:
+def embedding(folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]], classes: Sequence[str]) -> Figure:
     """Principal components of the test embeddings: one panel for each fold, coloured by true class.
 
     Args:
@@ -290,9 +282,7 @@ def embedding(
                 rasterized=len(points) > 1500,
             )
         panel.set_title(f"fold {fold}", pad=4)
-        panel.set_title(
-            f"{100 * share:.0f} % of variance", loc="right", fontweight="normal", fontsize=8, pad=4
-        )
+        panel.set_title(f"{100 * share:.0f} % of variance", loc="right", fontweight="normal", fontsize=8, pad=4)
         panel.set_aspect("equal", adjustable="datalim")
         panel.set_xticks([])
         panel.set_yticks([])
@@ -375,20 +365,14 @@ def _lines(
     if several:
         reached = min(len(values) for values in folds.values())
         stack = np.stack([values[:reached] for values in folds.values()])
-        mean = np.where(
-            np.isfinite(stack).all(axis=0), np.where(np.isfinite(stack), stack, 0).mean(axis=0), np.nan
-        )
+        mean = np.where(np.isfinite(stack).all(axis=0), np.where(np.isfinite(stack), stack, 0).mean(axis=0), np.nan)
         _line(axes, mean, mean_colour, thick)
     if missing:
         # At the foot of the panel, whatever its range: x in epochs, y in parts of the panel.
         foot = axes.get_xaxis_transform()
-        axes.plot(
-            missing, [0.04] * len(missing), "x", color=_WARNING, ms=5, transform=foot, clip_on=False, zorder=6
-        )
+        axes.plot(missing, [0.04] * len(missing), "x", color=_WARNING, ms=5, transform=foot, clip_on=False, zorder=6)
         text = "1 value is not finite" if len(missing) == 1 else f"{len(missing)} values are not finite"
-        axes.text(
-            0.98, 0.94, text, color=_WARNING, transform=axes.transAxes, ha="right", va="top", fontsize=8
-        )
+        axes.text(0.98, 0.94, text, color=_WARNING, transform=axes.transAxes, ha="right", va="top", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     longest = max((len(values) for values in folds.values()), default=1)
     axes.set_xlim(1 - 0.02 * longest - 0.1, longest + 0.02 * longest + 0.1)
@@ -397,9 +381,7 @@ def _lines(
 
 def _line(axes: Axes, values: NDArray[np.float64], colour: str, look: Mapping[str, Any]) -> None:
     alone = np.isfinite(values).sum() == 1  # a line through one point would not be seen
-    axes.plot(
-        np.arange(1, len(values) + 1), values, marker="o" if alone else None, ms=4, color=colour, **look
-    )
+    axes.plot(np.arange(1, len(values) + 1), values, marker="o" if alone else None, ms=4, color=colour, **look)
 
 
 def _fold_colours(folds: Sequence[int]) -> dict[int, str]:

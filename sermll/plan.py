@@ -95,9 +95,7 @@ def eval_plan(rows: np.ndarray, num_samples: np.ndarray, data: config.Data, batc
     """Plan scoring: every utterance once, unmixed, its middle if it is longer than the crop, sorted by length."""
     length = np.minimum(num_samples, int(data.eval_crop_s * SAMPLE_RATE_HZ))
     order = np.argsort(length, kind="stable")
-    return Plan(
-        rows, (num_samples - length) // 2, length, None, length, order, _bounds(len(rows), batch_size)
-    )
+    return Plan(rows, (num_samples - length) // 2, length, None, length, order, _bounds(len(rows), batch_size))
 
 
 def _bounds(count: int, batch_size: int) -> np.ndarray:

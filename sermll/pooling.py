@@ -1,6 +1,6 @@
 """From frames to one vector: the frame-level attention module (FLAM) and the pools it is compared with.
 
-Every pool is built from `dim` and `heads` and maps frames [batch, frames, dim] and a mask [batch, frames]
+Every pool maps frames [batch, frames, dim] and a mask [batch, frames]
 (true: valid) to the pooled vectors [batch, dim] and the frames that later parts see [batch, frames, dim].
 Padding never reaches the result. Each utterance needs a valid frame.
 """
@@ -12,14 +12,7 @@ from torch.nn import functional
 from sermll.errors import ConfigError
 
 
-class Pool(nn.Module):
-    """Base of the pools without parameters: they take `dim` and `heads` as FLAM does and need neither."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-
-
-class FrameLevelAttention(Pool):
+class FrameLevelAttention(nn.Module):
     """F' = F + MSA(F), then f = sum_t alpha_t f'_t with alpha = softmax over t of f'_t . w (equation 5).
 
     No layer norm, feed-forward part or dropout: the paper names none. The attention starts as
@@ -34,7 +27,7 @@ class FrameLevelAttention(Pool):
     """
 
     def __init__(self, dim: int, heads: int) -> None:
-        super().__init__(dim, heads)
+        super().__init__()
         if dim % heads:
             raise ConfigError(f"model.heads: {heads} heads do not divide the encoder's width {dim} evenly")
         self.heads = heads
@@ -68,7 +61,7 @@ class FrameLevelAttention(Pool):
         return self.score(refined).squeeze(-1).masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
 
-class MaskedMean(Pool):
+class MaskedMean(nn.Module):
     """Mean over valid frames."""
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +70,7 @@ class MaskedMean(Pool):
         return frames.masked_fill(~valid, 0).sum(dim=1) / valid.sum(dim=1), frames
 
 
-class MaskedMax(Pool):
+class MaskedMax(nn.Module):
     """Largest value over valid frames, in each dimension."""
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +78,7 @@ class MaskedMax(Pool):
         return frames.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1), frames
 
 
-class FirstFrame(Pool):
+class FirstFrame(nn.Module):
     """The first frame alone."""
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +86,7 @@ class FirstFrame(Pool):
         return frames[:, 0], frames
 
 
-POOLS: dict[str, type[Pool]] = {
+POOLS: dict[str, type[nn.Module]] = {  # FLAM alone has parameters, its width and heads
     "flam": FrameLevelAttention,
     "mean": MaskedMean,
     "max": MaskedMax,

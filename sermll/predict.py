@@ -45,17 +45,10 @@ class Predictor:
         """
         try:
             run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-            settings = Experiment.model_validate(
-                yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-            )
+            settings = Experiment.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{run_dir}: not a run ({error}); give the folder that `sermll train` printed"
-            ) from None
-        results = [
-            json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted(run_dir.glob("fold-*/result.json"))
-        ]
+            raise DataError(f"{run_dir}: not a run ({error}); give the folder that `sermll train` printed") from None
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run_dir.glob("fold-*/result.json"))]
         chosen = [result for result in results if fold is None or result["fold"] == fold]
         if not chosen:
             finished = ", ".join(str(result["fold"]) for result in results) or "none"
@@ -80,11 +73,9 @@ class Predictor:
         start = max(0, len(samples) - self.crop_samples) // 2
         signal = to_float(samples[start : start + self.crop_samples])
         waveform, lengths = torch.from_numpy(signal)[None], torch.tensor([len(signal)])
-        each = [
-            system.recognize(waveform, lengths).logits.softmax(dim=1)[0].numpy() for system in self.systems
-        ]
-        mean = np.mean(each, axis=0, dtype=np.float64)
-        probabilities = {name: round(float(value), 6) for name, value in zip(self.classes, mean, strict=True)}
+        each = [system.recognize(waveform, lengths).logits.softmax(dim=1)[0].numpy() for system in self.systems]
+        mean = np.stack(each).astype(np.float64).mean(axis=0)
+        probabilities = {name: round(value, 6) for name, value in zip(self.classes, mean.tolist(), strict=True)}
         return Prediction(str(path), self.classes[int(mean.argmax())], probabilities)
 
 

@@ -89,9 +89,7 @@ def prepare(corpus: Corpus, root: Path, out: Path, trim_db: float | None = None)
             out.rmdir()
         os.rename(staging, out)
     except OSError as error:
-        raise DataError(
-            f"{out}: cannot be written ({error}); finished shards are kept for the next try"
-        ) from None
+        raise DataError(f"{out}: cannot be written ({error}); finished shards are kept for the next try") from None
     for leftover in out.parent.glob(f".{out.name}.*.partial"):
         shutil.rmtree(leftover)
     return Preparation(Prepared.open(out), made=True)
@@ -105,15 +103,11 @@ def _read_rows(corpus: Corpus, root: Path) -> tuple[list[Utterance], list[Proble
         if isinstance(item, Problem):
             problems.append(item)
         elif item.id in rows:
-            problems.append(
-                Problem(item.path, "repeated-id", f"{rows[item.id].path} has the same id {item.id}")
-            )
+            problems.append(Problem(item.path, "repeated-id", f"{rows[item.id].path} has the same id {item.id}"))
         else:
             rows[item.id] = item
     if not rows:
-        raise CorpusError(
-            f"{root}: no usable file of {corpus.title}; {len(problems)} problems, first: {problems[:1]}"
-        )
+        raise CorpusError(f"{root}: no usable file of {corpus.title}; {len(problems)} problems, first: {problems[:1]}")
     return [rows[key] for key in sorted(rows)], problems
 
 
@@ -121,9 +115,7 @@ def _fingerprint(
     corpus: Corpus, root: Path, rows: Sequence[Utterance], problems: Sequence[Problem], trim_db: float | None
 ) -> str:
     """Names the input: settings, rows, and each file's size and time of change. Not the data hash: that is content."""
-    digest = hashlib.sha256(
-        json.dumps([FORMAT, corpus.name, corpus.classes, trim_db, UTTERANCES_PER_SHARD]).encode()
-    )
+    digest = hashlib.sha256(json.dumps([FORMAT, corpus.name, corpus.classes, trim_db, UTTERANCES_PER_SHARD]).encode())
     for row in rows:
         try:
             stat = (root / row.path).stat()
@@ -137,9 +129,7 @@ def _fingerprint(
 
 def _write_shards(root: Path, staging: Path, rows: Sequence[Utterance], trim_db: float | None) -> None:
     """Have Ray Data's workers write every shard that is not there yet."""
-    shards = [
-        rows[start : start + UTTERANCES_PER_SHARD] for start in range(0, len(rows), UTTERANCES_PER_SHARD)
-    ]
+    shards = [rows[start : start + UTTERANCES_PER_SHARD] for start in range(0, len(rows), UTTERANCES_PER_SHARD)]
     missing = [index for index in range(len(shards)) if not _is_finished(staging, index)]
     root, target = root.expanduser().absolute(), staging / "shards"
 
@@ -155,14 +145,12 @@ def _write_shards(root: Path, staging: Path, rows: Sequence[Utterance], trim_db:
             import ray.data
 
             jobs = [
-                {"shard": index, "utterances": json.dumps([asdict(row) for row in shards[index]])}
-                for index in missing
+                {"shard": index, "utterances": json.dumps([asdict(row) for row in shards[index]])} for index in missing
             ]
             # A block per shard, so that no worker holds more than one shard of audio at a time.
             dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(write, num_cpus=1)
-            for done in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for shard in done["shard"].to_pylist():
-                    progress.advance(len(shards[shard]))
+            for done in dataset.iter_rows():
+                progress.advance(len(shards[done["shard"]]))
 
 
 def _is_finished(staging: Path, index: int) -> bool:
@@ -290,6 +278,4 @@ def _write_manifest(
         "source": {"root": str(root.expanduser().absolute()), "fingerprint": source},
         "shards": shards,
     }
-    (staging / "manifest.json").write_text(
-        json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    (staging / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -75,9 +75,7 @@ class PretrainedEncoder(nn.Module):
         if config.layer != "last":
             index = count if config.layer == "weighted" else config.layer
             if index > count:
-                raise ConfigError(
-                    f"layer {index} is out of range: {config.name} has layers 0 (front end) to {count}"
-                )
+                raise ConfigError(f"layer {index} is out of range: {config.name} has layers 0 (front end) to {count}")
             self.backbone.read_hidden_state(index)
 
         if config.tune == "none":

@@ -25,9 +25,7 @@ class Fold:
     def rows(self, speakers: Sequence[str]) -> dict[str, np.ndarray]:
         """Row numbers of each split, int64 ascending, for the speaker of each utterance."""
         column = np.asarray(speakers)
-        return {
-            split: np.flatnonzero(np.isin(column, getattr(self, split))) for split in ("train", "dev", "test")
-        }
+        return {split: np.flatnonzero(np.isin(column, getattr(self, split))) for split in ("train", "dev", "test")}
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,7 @@ def make_folds(
         after = order.index(test[-1]) + 1
         rest = [speaker for speaker in order[after:] + order[:after] if speaker not in test]
         if protocol.dev_speakers == "auto":
-            count = (
-                len(groups[(index + 1) % len(groups)])
-                if name == "session"
-                else max(1, round(0.1 * len(rest)))
-            )
+            count = len(groups[(index + 1) % len(groups)]) if name == "session" else max(1, round(0.1 * len(rest)))
         else:
             count = protocol.dev_speakers
         if count >= len(rest):
@@ -85,9 +79,7 @@ def make_folds(
     return Folds(name, tuple(folds))
 
 
-def check_overlap(
-    fold: Fold, speakers: Sequence[str], ids: Sequence[str], audio_sha256: Sequence[str]
-) -> None:
+def check_overlap(fold: Fold, speakers: Sequence[str], ids: Sequence[str], audio_sha256: Sequence[str]) -> None:
     """Refuse a fold in which a speaker or a recording stands on two sides.
 
     Raises:
@@ -97,9 +89,7 @@ def check_overlap(
     for one, other in sides:
         shared = set(getattr(fold, one)) & set(getattr(fold, other))
         if shared:
-            raise ProtocolError(
-                f"fold {fold.index}: {one} and {other} share the speakers {', '.join(sorted(shared))}"
-            )
+            raise ProtocolError(f"fold {fold.index}: {one} and {other} share the speakers {', '.join(sorted(shared))}")
     rows = fold.rows(speakers)
     for one, other in sides:
         first = {audio_sha256[row]: ids[row] for row in rows[one]}
@@ -112,9 +102,7 @@ def check_overlap(
             )
 
 
-def check_classes(
-    fold: Fold, labels: np.ndarray, classes: Sequence[str], rows: Mapping[str, np.ndarray]
-) -> None:
+def check_classes(fold: Fold, labels: np.ndarray, classes: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
     """Refuse a fold that cannot be learned or scored.
 
     Raises:
@@ -122,20 +110,14 @@ def check_classes(
     """
     for split, members in rows.items():
         if len(members) == 0:
-            raise ProtocolError(
-                f"fold {fold.index}: no utterance for {split} (speakers {getattr(fold, split)})"
-            )
+            raise ProtocolError(f"fold {fold.index}: no utterance for {split} (speakers {getattr(fold, split)})")
     counts = np.bincount(labels[rows["train"]], minlength=len(classes))
     if np.count_nonzero(counts) < 2:
         only = classes[int(counts.argmax())]
-        raise ProtocolError(
-            f"fold {fold.index}: every training utterance is {only!r}; two classes at least are needed"
-        )
+        raise ProtocolError(f"fold {fold.index}: every training utterance is {only!r}; two classes at least are needed")
     absent = [name for name, count in zip(classes, counts, strict=True) if count == 0]
     if absent:
-        raise ProtocolError(
-            f"fold {fold.index}: no training utterance of {', '.join(absent)}; it could not be learned"
-        )
+        raise ProtocolError(f"fold {fold.index}: no training utterance of {', '.join(absent)}; it could not be learned")
 
 
 def _groups(
@@ -170,6 +152,4 @@ def _check_groups(name: str, order: Sequence[str], speakers: Sequence[str]) -> N
             "complete the corpus, or use protocol.folds=speaker"
         )
     if len(present) < 3:
-        raise ProtocolError(
-            f"{len(present)} speakers are too few: test, dev and train need one each at least"
-        )
+        raise ProtocolError(f"{len(present)} speakers are too few: test, dev and train need one each at least")

@@ -141,9 +141,7 @@ def load(path: Path) -> Run:
     path = Path(path)
     for name in ("run.json", "config.yaml"):
         if not (path / name).is_file():
-            raise DataError(
-                f"{path}: not a run folder (no {name}); give the folder printed by `sermll train`"
-            )
+            raise DataError(f"{path}: not a run folder (no {name}); give the folder printed by `sermll train`")
     facts = _read_json(path / "run.json", dict)
     with _naming(path / "run.json"):
         classes = [str(name) for name in facts["data"]["classes"]]
@@ -161,9 +159,7 @@ def load(path: Path) -> Run:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path / 'config.yaml'}: cannot be read as YAML ({error})") from None
     if not isinstance(settings, dict):
-        raise DataError(
-            f"{path / 'config.yaml'}: settings are a mapping of keys, found {type(settings).__name__}"
-        )
+        raise DataError(f"{path / 'config.yaml'}: settings are a mapping of keys, found {type(settings).__name__}")
 
     histories: dict[int, Mapping[str, NDArray[np.float64]]] = {}
     results: dict[int, Json] = {}
@@ -188,9 +184,7 @@ def load(path: Path) -> Run:
     if predictions is not None and not np.isfinite(predictions.embeddings).all():
         count = int((~np.isfinite(predictions.embeddings)).any(axis=1).sum())
         warnings.append(f"{count} embeddings are not finite; they are left out of the map.")
-    return Run(
-        path, facts, settings, scores, histories, dict(sorted(results.items())), predictions, tuple(warnings)
-    )
+    return Run(path, facts, settings, scores, histories, dict(sorted(results.items())), predictions, tuple(warnings))
 
 
 @contextmanager
@@ -255,12 +249,13 @@ def _read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
 
     columns = ["speaker", "fold", "label", "predicted", "embedding"]
     try:
-        table = pq.read_table(path, columns=columns)
+        with pq.ParquetFile(path) as file:
+            absent = [name for name in columns if name not in file.schema_arrow.names]
+            if absent:
+                raise DataError(f"{path}: no column {', '.join(absent)}; was it written by another version?")
+            table = file.read(columns)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from None
-    absent = [name for name in columns if name not in table.column_names]
-    if absent:
-        raise DataError(f"{path}: no column {', '.join(absent)}; was it written by another version?")
     with _naming(path):
         labels, predicted = (
             np.array([classes.index(name) for name in table.column(column).to_pylist()], dtype=np.int64)
@@ -270,17 +265,13 @@ def _read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
         flat = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         embeddings = np.asarray(flat, dtype=np.float64).reshape(rows, -1 if rows else 0)
         folds = table.column("fold").to_numpy().astype(np.int64)
-    return Predictions(
-        tuple(map(str, table.column("speaker").to_pylist())), folds, labels, predicted, embeddings
-    )
+    return Predictions(tuple(map(str, table.column("speaker").to_pylist())), folds, labels, predicted, embeddings)
 
 
 def text_table(run: Run) -> str:
     """The run's results for the terminal, at most 100 columns wide."""
     lines = [f"{run.facts['name']}  {run.facts['data']['title']}, {_protocol(run)}"]
-    lines.append(
-        f"run {run.facts['run_id']}, {len(run.classes)} classes, chance UA {_percent(1 / len(run.classes))} %"
-    )
+    lines.append(f"run {run.facts['run_id']}, {len(run.classes)} classes, chance UA {_percent(1 / len(run.classes))} %")
     if not run.complete:
         lines.append(run.progress)
     lines += [f"WARNING: {warning}" for warning in run.warnings]
@@ -290,9 +281,7 @@ def text_table(run: Run) -> str:
         result = run.results.get(number)
         if result is None:
             reached = len(run.histories[number]["loss"]) if number in run.histories else 0
-            lines.append(
-                f"{number:<6}" + (f"not finished, {reached} epochs so far" if reached else "not started")
-            )
+            lines.append(f"{number:<6}" + (f"not finished, {reached} epochs so far" if reached else "not started"))
             continue
         scores = [_percent(result.get(name)) for name in _SCORES]
         epoch = f"{_epoch(result.get('best_epoch'))} of {result.get('epochs', '?')}"
@@ -376,9 +365,7 @@ def _drawings(run: Run) -> "dict[str, Callable[[], Figure]]":
             for name in sorted(names, key=lambda name: name == "dev_loss")
         }
         drawings["curves"] = partial(pictures.curves, terms)
-        chosen = {
-            fold: int(result["best_epoch"]) for fold, result in run.results.items() if "best_epoch" in result
-        }
+        chosen = {fold: int(result["best_epoch"]) for fold, result in run.results.items() if "best_epoch" in result}
         by_fold = {fold: curves["dev_ua"] for fold, curves in started.items()}
         drawings["dev_ua"] = partial(pictures.dev_ua, by_fold, chosen, chance)
     told = run.predictions
@@ -418,24 +405,15 @@ class _Html(str):
 
 def _tag(name: str, /, *children: object, **attributes: str) -> _Html:
     inside = "".join(child if isinstance(child, _Html) else escape(str(child)) for child in children)
-    words = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items()
-    )
-    return (
-        _Html(f"<{name}{words}>") if name in ("img", "meta") else _Html(f"<{name}{words}>{inside}</{name}>\n")
-    )
+    words = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
+    return _Html(f"<{name}{words}>") if name in ("img", "meta") else _Html(f"<{name}{words}>{inside}</{name}>\n")
 
 
 def _table(header: Sequence[object], rows: Iterable[Sequence[object]], words: Sequence[int] = (0,)) -> _Html:
     """A table that scrolls sideways on a narrow screen; columns in `words` are text, the others numbers."""
     looks = ["word" if place in words else "number" for place in range(len(header))]
-    head = _tag(
-        "tr", *(_tag("th", cell, class_=look, scope="col") for cell, look in zip(header, looks, strict=True))
-    )
-    body = [
-        _tag("tr", *(_tag("td", cell, class_=look) for cell, look in zip(row, looks, strict=True)))
-        for row in rows
-    ]
+    head = _tag("tr", *(_tag("th", cell, class_=look, scope="col") for cell, look in zip(header, looks, strict=True)))
+    body = [_tag("tr", *(_tag("td", cell, class_=look) for cell, look in zip(row, looks, strict=True))) for row in rows]
     return _tag("div", _tag("table", _tag("thead", head), _tag("tbody", *body)), class_="wide")
 
 
@@ -450,9 +428,7 @@ def _page(title: str, sections: Iterable[_Html]) -> str:
         _tag("title", title),
         _Html(f"<style>{_STYLE}</style>\n"),
     )
-    return "<!DOCTYPE html>\n" + _tag(
-        "html", head, _tag("body", _tag("main", *sections, _glossary())), lang="en"
-    )
+    return "<!DOCTYPE html>\n" + _tag("html", head, _tag("body", _tag("main", *sections, _glossary())), lang="en")
 
 
 def _section(run: Run, title: str, drawn: Mapping[str, bytes], heading: str) -> _Html:
@@ -482,8 +458,7 @@ def _headline(run: Run, heading: str) -> _Html:
         interval = (
             "No interval: fewer than two speakers were tested"
             if score.get("low") is None
-            else f"95 % interval {_percent(score['low'])} to {_percent(score['high'])} %, by bootstrap over "
-            "speakers"
+            else f"95 % interval {_percent(score['low'])} to {_percent(score['high'])} %, by bootstrap over speakers"
         )
         number = _tag("span", f"UA {_percent(score['value'])} %", class_="score")
         lines.append(
@@ -584,9 +559,7 @@ def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[_Html]:
     for stem, (title, caption) in told.items():
         yield _tag("h3", title)
         if stem not in drawn:
-            yield _tag(
-                "p", "Nothing to draw yet." if not run.complete else "The run kept no data for this picture."
-            )
+            yield _tag("p", "Nothing to draw yet." if not run.complete else "The run kept no data for this picture.")
             continue
         source = "data:image/svg+xml;base64," + base64.b64encode(drawn[stem]).decode()
         image = _tag("div", _tag("img", src=source, alt=f"{title}. {caption}"), class_="wide")
@@ -648,46 +621,44 @@ def _facts(facts: Mapping[str, object]) -> _Html:
 
 
 def _summary(settings: Json) -> dict[str, str]:
-    """The settings a reader asks for first; what was not recorded says so."""
-    flat = _flat(settings)
-
-    def at(key: str) -> str:
-        return str(flat.get(key, "not recorded"))
-
-    pool = at("model.pool")
-    losses = settings.get("losses") or {}
-    terms = []
-    for key, name in _LOSSES.items():
-        section = losses.get(key)
-        if section:
-            options = [f"{option} {_plain(value)}" for option, value in section.items()]
-            terms.append(f"{name} ({', '.join(options)})")
-    kind = at("mixup.kind")
-    snr_db = settings.get("mixup", {}).get("snr_db")
-    mixup = {"eam": "energy-adaptive", "lam": "label-adaptive"}.get(kind, kind)
-    if kind != "none":
-        mixup += f", probability {at('mixup.probability')}"
-        mixup += f", SNR {snr_db[0]:g} to {snr_db[1]:g} dB" if snr_db else ""
+    """The settings a reader asks for first. Runs of other versions may lack some, and then it says so."""
+    model, optim, losses = (_part(settings, name) for name in ("model", "optim", "losses"))
+    rates = f"learning rate {optim.get('lr')} (centers {optim.get('center_lr')}), {optim.get('precision')}"
+    on = {name: _part(losses, key) for key, name in _LOSSES.items() if losses.get(key)}
     return {
         "encoder": _encoder(settings),
-        "pooling": f"frame-level attention, {at('model.heads')} heads" if pool == "flam" else pool,
-        "losses": "; ".join(terms),
-        "mixup": mixup,
-        "training": f"{at('optim.epochs')} epochs, batch {at('optim.batch_size')}, "
-        f"learning rate {at('optim.lr')} (centers {at('optim.center_lr')}), {at('optim.precision')}",
-        "seed": at("seed"),
+        "pooling": _words(model.get("pool"), {"flam": "frame-level attention"}),
+        "losses": "; ".join(_words({"kind": name, **section}) for name, section in on.items()),
+        "mixup": _words(settings.get("mixup"), {"eam": "energy-adaptive", "lam": "label-adaptive"}),
+        "training": f"{optim.get('epochs')} epochs, batch {optim.get('batch_size')}, {rates}",
+        "seed": str(settings.get("seed")),
     }
 
 
 def _encoder(settings: Json) -> str:
-    encoder = settings.get("model", {}).get("encoder", {})
-    if encoder.get("kind") == "logmel":
-        return f"log-mel, {encoder.get('mels')} bands, {encoder.get('dim')} wide, from scratch"
-    return f"{encoder.get('name')}, trained: {encoder.get('tune')}, layer: {encoder.get('layer')}"
+    return _words(_part(settings, "model").get("encoder"), {"logmel": "log-mel from scratch"})
 
 
-def _plain(value: object) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+def _part(tree: Json, name: str) -> Json:
+    part = tree.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _words(section: object, names: Mapping[str, str] | None = None) -> str:
+    """A section with a kind in words, such as `energy-adaptive (probability 0.5, snr_db -5.0 to 10.0)`."""
+    if not isinstance(section, dict):
+        return "not recorded" if section is None else str(section)
+    options = [f"{key} {_value(value)}" for key, value in section.items() if key not in ("kind", "name")]
+    # An encoder's name says more than its kind.
+    kind = str(section.get("name", section.get("kind")))
+    title = (names or {}).get(kind, kind)
+    return f"{title} ({', '.join(options)})" if options else title
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -705,9 +676,7 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
         {key: value for key, value in _flat(run.settings).items() if not key.startswith(outside)}
         | {
             "data": f"{run.facts['data']['title']} {run.facts['data'].get('data_hash', '')[:8]}",
-            "code": " ".join(
-                str(run.facts.get("code", {}).get(key) or "")[:12] for key in ("version", "commit")
-            ),
+            "code": " ".join(str(run.facts.get("code", {}).get(key) or "")[:12] for key in ("version", "commit")),
         }
         for run in runs
     ]
@@ -732,9 +701,7 @@ def _comparison(runs: Sequence[Run], titles: Sequence[str]) -> _Html:
         words = _Html("".join(_tag("div", f"{key} {value}") for key, value in difference.items()) or "none")
         selected, last = (run.scores or {}).get("selected") or {}, (run.scores or {}).get("last") or {}
         name = link if run.complete else _Html(link + _tag("small", run.progress))
-        wa, ua = (
-            _percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua"))
-        )
+        wa, ua = (_percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua")))
         rows.append((name, words, _interval(selected.get("ua")), wa, ua))
     header = ("run", "settings that differ", "UA % [95 % interval]", "WA\u00a0%", "last-epoch UA %")
     return _tag("section", _tag("h1", f"{len(runs)} runs"), _table(header, rows, words=(0, 1)))
@@ -744,7 +711,7 @@ def _glossary() -> _Html:
     terms = {
         "UA": "unweighted accuracy, the mean of the recalls of the classes: every class counts the same.",
         "WA": "weighted accuracy, the share of utterances recognised: frequent classes count more.",
-        "Chosen on dev": "the epoch with the highest UA on the dev speakers; test speakers have no say in it.",
+        "Chosen on dev": "the epoch with the highest UA on the dev speakers; test speakers have no say.",
         "Interval": "where the score lies in 95 % of random draws of the test speakers, with replacement; "
         "another seed or other training speakers vary it further.",
     }
@@ -799,7 +766,7 @@ p {{ margin: .5rem 0; overflow-wrap: anywhere; }}
 section + section {{ margin-top: 3.5rem; padding-top: 2.5rem; border-top: 3px solid {pictures.ACCENT}; }}
 a {{ color: {pictures.ACCENT}; }}
 small {{ color: #5a5a60; font-size: .85rem; font-weight: 400; white-space: nowrap; }}
-td small {{ display: block; }}
+td small {{ display: block; white-space: normal; }}
 .result {{ margin-top: 1.2rem; padding: .8rem 1.1rem; border-left: 5px solid {pictures.ACCENT};
   background: #f2f6fa; }}
 .score {{ display: block; color: {pictures.ACCENT}; font-size: 2rem; font-weight: 700; line-height: 1.25; }}

@@ -77,9 +77,7 @@ def read_shard(path: Path) -> pa.RecordBatch:
             raise DataError(f"{path}: columns {reader.schema.names} are not those of a sermll shard")
         return reader.get_batch(0)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(
-            f"{path}: not a readable shard ({error}); delete the folder and prepare again"
-        ) from None
+        raise DataError(f"{path}: not a readable shard ({error}); delete the folder and prepare again") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -119,9 +117,7 @@ class Prepared:
         """
         path = Path(path).expanduser().resolve()
         if not path.is_dir():
-            raise DataError(
-                f"{path}: no such folder; make it with `sermll prepare CORPUS --root DIR --out {path}`"
-            )
+            raise DataError(f"{path}: no such folder; make it with `sermll prepare CORPUS --root DIR --out {path}`")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -148,9 +144,7 @@ class Prepared:
         prepared = cls(path, manifest, table)
         rows = (row for batch in table.to_batches(max_chunksize=4096) for row in batch.to_pylist())
         if content_hash(prepared.corpus, prepared.classes, rows) != manifest["data_hash"]:
-            raise DataError(
-                f"{path}: utterances.parquet does not give the manifest's data_hash; prepare again"
-            )
+            raise DataError(f"{path}: utterances.parquet does not give the manifest's data_hash; prepare again")
         return prepared
 
     @property

@@ -62,9 +62,7 @@ class Tracker:
         try:
             send()
             self._fault = None
-        except (
-            Exception
-        ) as error:  # whatever a server or its client raises, training goes on and the user is told
+        except Exception as error:  # whatever a server or its client raises, training goes on and the user is told
             self._fault = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
     def _client(self) -> Any:  # noqa: ANN401 - mlflow is loaded when first needed
@@ -136,9 +134,7 @@ class Tracker:
         created = client.create_run(memory["experiment_id"], run_name=name, tags=tags)
         identity = created.info.run_id
         memory["parent" if parent is None else "folds"] = (
-            identity
-            if parent is None
-            else memory["folds"] | {name: {"run": identity, "epochs": 0, "finished": False}}
+            identity if parent is None else memory["folds"] | {name: {"run": identity, "epochs": 0, "finished": False}}
         )
         self._remember(memory)
         params = flatten({key: value for key, value in settings.items() if key not in NOT_PARAMS})
@@ -194,9 +190,7 @@ class Tracker:
         finals = {f"test_{name}": row[name] for name in ("ua", "wa", "macro_f1")}
         finals |= {f"test_last_{name}": value for name, value in row["last"].items()}
         finals |= {"best_epoch": row["best_epoch"] + 1, "seconds": row["seconds"]}
-        client.log_batch(
-            fold["run"], metrics=[Metric(key, float(value), now_ms, 0) for key, value in finals.items()]
-        )
+        client.log_batch(fold["run"], metrics=[Metric(key, float(value), now_ms, 0) for key, value in finals.items()])
         for name in ("history.json", "result.json", "predictions.parquet", "predictions_last.parquet"):
             client.log_artifact(fold["run"], str(folder / name))
         best = folder / result["best_checkpoint"]
@@ -222,9 +216,7 @@ class Tracker:
         done = len(summary["folds"])
         if memory.get("summarised") == done:
             return
-        client.log_batch(
-            memory["parent"], metrics=[Metric(key, float(v), now_ms, done) for key, v in values.items()]
-        )
+        client.log_batch(memory["parent"], metrics=[Metric(key, float(v), now_ms, done) for key, v in values.items()])
         for name in (
             "config.yaml",
             "run.json",
@@ -249,13 +241,9 @@ def upload(run_dir: Path, uri: str | None) -> str | None:
     run_dir = run_dir.absolute()
     if not (run_dir / "metrics.json").exists():
         raise DataError(f"{run_dir}: no metrics.json; give the folder of a finished `sermll train`")
-    settings = Experiment.model_validate(
-        yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    )
+    settings = Experiment.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
     if uri is not None:
-        settings = settings.model_copy(
-            update={"tracking": settings.tracking.model_copy(update={"mlflow": uri})}
-        )
+        settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"mlflow": uri})})
     return Tracker.of(settings, run_dir).finish()
 
 

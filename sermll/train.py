@@ -13,7 +13,6 @@ A fold with a result.json is finished and is not trained again; one without goes
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -152,8 +151,7 @@ def _open_run(experiment: Experiment, prepared: Prepared, folds: Folds, run: str
             "hash": folds.hash,
             "dev_speakers": len(folds.folds[0].dev),
             "folds": [
-                {"fold": fold.index, "test": fold.test, "dev": fold.dev, "train": fold.train}
-                for fold in folds.folds
+                {"fold": fold.index, "test": fold.test, "dev": fold.dev, "train": fold.train} for fold in folds.folds
             ],
         },
     }
@@ -178,7 +176,7 @@ def _train_folds(experiment: Experiment, jobs: Sequence[FoldJob], tracker: Track
         Progress(f"training {experiment.name}", epochs * len(jobs), sum(done.values())) as progress,
         ThreadPoolExecutor(at_once) as pool,
     ):
-        running: dict[Future[None], FoldJob] = {
+        running: dict[Future[list[str]], FoldJob] = {
             pool.submit(_train_fold, experiment, job, gpus): job for job in jobs
         }
         try:
@@ -191,19 +189,17 @@ def _train_folds(experiment: Experiment, jobs: Sequence[FoldJob], tracker: Track
                         done[job.fold] = len(history)
                 for future in finished:
                     job = running.pop(future)
-                    error = future.exception()
-                    if isinstance(error, SermllError):
+                    try:
+                        for fault in future.result():
+                            progress.say(f"fold {job.fold} went on from an earlier checkpoint: {fault}")
+                    except SermllError as error:
                         failures.append(f"fold {job.fold}: {error}")
-                    elif error is not None:
-                        raise error
                 tracker.sync()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failures:
-        raise TrainingError(
-            "\n".join([*failures, "The other folds are kept; the same command goes on from here"])
-        )
+        raise TrainingError("\n".join([*failures, "The other folds are kept; the same command goes on from here"]))
 
 
 def _news(fold: int, history: list[dict[str, Any]]) -> str:
@@ -232,9 +228,7 @@ def _fit_cluster(resources: Resources) -> tuple[float, int]:
 
     have = ray.cluster_resources()
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    gpus_per_worker = (
-        (1.0 if gpus else 0.0) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
-    )
+    gpus_per_worker = (1.0 if gpus else 0.0) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
     need_cpus = resources.workers * resources.cpus_per_worker
     need_gpus = resources.workers * gpus_per_worker
     # Data tasks must find room beside the training workers, or both would wait for each other for ever.
@@ -250,8 +244,8 @@ def _fit_cluster(resources: Resources) -> tuple[float, int]:
     return gpus_per_worker, fit if resources.parallel_folds == "auto" else resources.parallel_folds
 
 
-def _train_fold(experiment: Experiment, job: FoldJob, gpus_per_worker: float) -> None:
-    """Train one fold to the end and write its result."""
+def _train_fold(experiment: Experiment, job: FoldJob, gpus_per_worker: float) -> list[str]:
+    """Train one fold to the end and write its result; returns what was wrong with checkpoints passed over."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -283,9 +277,10 @@ def _train_fold(experiment: Experiment, job: FoldJob, gpus_per_worker: float) ->
         answer: Any = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_first_cause(error)) from error
-    if answer and "error" in answer:
+    if "error" in answer:
         raise TrainingError(answer["message"])
     _finish_fold(job, time.monotonic() - started)
+    return answer["faults"]
 
 
 def _first_cause(error: Exception) -> str:
@@ -300,7 +295,7 @@ def _finish_fold(job: FoldJob, seconds: float) -> None:
     history = _history(job)
     best = int(np.argmax([row["dev_ua"] for row in history]))
     kept = {best: "", len(history) - 1: ""}
-    for path in sorted(job.checkpoints.glob("checkpoint_*")):
+    for path in sorted(path for path in job.checkpoints.glob("checkpoint_*") if path.is_dir()):
         try:
             found = Checkpoint.open(path)
         except CheckpointError:  # an older one that was passed over when the fold was resumed
@@ -380,10 +375,7 @@ def _estimate(table: Any, classes: Sequence[str]) -> tuple[dict[str, Any], dict[
     names = np.array(table["speaker"].to_pylist())
     speakers = sorted(set(names.tolist()))
     counts = np.stack(
-        [
-            metrics.confusion(labels[names == name], predicted[names == name], len(classes))
-            for name in speakers
-        ]
+        [metrics.confusion(labels[names == name], predicted[names == name], len(classes)) for name in speakers]
     )
     fold_of = np.array([folds[names == name][0] for name in speakers])
     estimates = metrics.speaker_bootstrap(counts, fold_of, BOOTSTRAP_SEED)

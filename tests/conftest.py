@@ -1,5 +1,6 @@
 """Fixtures shared by unit and Ray tests: a tiny corpus in the real EMO-DB grammar, and its prepared form."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 import soundfile
 
+from sermll.cluster import QUIET
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Ray reads these when it is imported, by whichever test comes first.
+os.environ.update({**QUIET, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"})
 
 SPEAKERS = ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16")
 # One pitch for each emotion of EMO-DB, so that the emotions can be learned.
 PITCH_HZ = {"W": 150.0, "L": 220.0, "E": 330.0, "A": 480.0, "F": 700.0, "T": 1000.0, "N": 1500.0}
 
 
-def tone(
-    frequency_hz: float, duration_s: float, rng: np.random.Generator, rate_hz: int = 16_000
-) -> np.ndarray:
+def tone(frequency_hz: float, duration_s: float, rng: np.random.Generator, rate_hz: int = 16_000) -> np.ndarray:
     """A noisy harmonic tone, float32."""
     time_s = np.arange(int(duration_s * rate_hz)) / rate_hz
     wave = sum(np.sin(2 * np.pi * frequency_hz * k * time_s) / k for k in (1, 2, 3))
@@ -49,16 +52,14 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray cluster for all tests of a session."""
-    ray = pytest.importorskip("ray")
-    from sermll.cluster import QUIET
+    import ray
 
-    os.environ.update({**QUIET, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"})
     ray.init(
         address="local",
         num_cpus=5,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         object_store_memory=300 * 2**20,
     )
     yield

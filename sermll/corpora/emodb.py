@@ -81,9 +81,7 @@ def _parse(path: PurePosixPath) -> Utterance | Problem:
         return Problem(str(path), "name", f"text {text} does not exist: {' '.join(_TEXTS)} do")
     if letter not in _LABELS:
         return Problem(str(path), "label", f"emotion letter {letter} does not exist: {' '.join(_LABELS)} do")
-    return Utterance(
-        id=path.stem, path=str(path), label=_LABELS[letter], speaker=speaker, text=text, sex=_SEX[speaker]
-    )
+    return Utterance(id=path.stem, path=str(path), label=_LABELS[letter], speaker=speaker, text=text, sex=_SEX[speaker])
 
 
 CORPUS = Corpus(

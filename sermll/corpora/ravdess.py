@@ -56,9 +56,7 @@ def read(root: Path) -> Iterator[Utterance | Problem]:
 def _parse(path: PurePosixPath) -> Utterance | Problem | None:
     match = _NAME.fullmatch(path.stem)
     if match is None:
-        return Problem(
-            str(path), "name", "the name is not seven fields of two digits, as in 03-01-01-01-01-01-01"
-        )
+        return Problem(str(path), "name", "the name is not seven fields of two digits, as in 03-01-01-01-01-01-01")
     modality, vocal, emotion, intensity, statement, repetition, actor = match.groups()
     fields = (
         ("modality", modality, 3),

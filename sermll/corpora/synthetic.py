@@ -363,9 +363,7 @@ def _gain(decibels: float | FloatArray) -> FloatArray:
 def _parse(path: PurePosixPath) -> Utterance | Problem:
     match = _NAME.fullmatch(path.stem)
     if match is None:
-        return Problem(
-            str(path), "name", "the name is not speaker, emotion, sentence, repetition, as in f1_angry_s1_1"
-        )
+        return Problem(str(path), "name", "the name is not speaker, emotion, sentence, repetition, as in f1_angry_s1_1")
     speaker, emotion, sentence, repetition = match.groups()
     for field, value, known in (
         ("speaker", speaker, tuple(VOICES)),

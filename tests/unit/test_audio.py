@@ -12,9 +12,7 @@ from sermll.errors import AudioError
 
 
 def sine(rate_hz: int, duration_s: float = 0.5, frequency_hz: float = 440.0) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(int(rate_hz * duration_s)) / rate_hz)).astype(
-        np.float32
-    )
+    return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(int(rate_hz * duration_s)) / rate_hz)).astype(np.float32)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])

@@ -36,10 +36,7 @@ def test_defaults_are_the_papers() -> None:
         "precision": "fp32",
     }
     assert experiment.mixup.kind == "eam" and experiment.mixup.snr_db == (-5.0, 10.0)
-    assert (
-        experiment.model.pool.model_dump() == {"kind": "flam", "heads": 16}
-        and experiment.model.embedding_dim == 64
-    )
+    assert experiment.model.pool.model_dump() == {"kind": "flam", "heads": 16} and experiment.model.embedding_dim == 64
     assert all(getattr(experiment.losses, name) is not None for name in ("kl", "focal", "center", "supcon"))
 
 
@@ -142,9 +139,7 @@ def test_run_id_depends_on_the_science_alone() -> None:
     ]
     for word in same:
         tree = {key: value for key, value in LEAST.items() if key != word.partition("=")[0]}
-        assert (
-            run_id(resolve(tree, parse_overrides([word])), "data") == reference or word == "data.path=/other"
-        )
+        assert run_id(resolve(tree, parse_overrides([word])), "data") == reference or word == "data.path=/other"
     assert run_id(build("data.path=/other"), "data") == reference
     for word in ("optim.lr=2e-4", "seed=1", "losses.focal=null", "protocol.folds=speaker", "data.crop_s=3"):
         assert run_id(build(word), "data") != reference

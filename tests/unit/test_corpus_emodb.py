@@ -94,9 +94,7 @@ def test_folder_of_wav_wav_itself_and_one_level_above(whole: Path) -> None:
     ],
 )
 def test_wrong_names_become_problems(tmp_path: Path, name: str, reason: str) -> None:
-    rows = list(
-        read(put(tmp_path, "wav/03a01Wa.wav", f"wav/{name}.wav", "wav/._03a01Wb.wav", "erkennung.txt"))
-    )
+    rows = list(read(put(tmp_path, "wav/03a01Wa.wav", f"wav/{name}.wav", "wav/._03a01Wb.wav", "erkennung.txt")))
     problems = [row for row in rows if isinstance(row, Problem)]
     assert len(rows) == 2
     assert [(p.path, p.reason) for p in problems] == [(f"wav/{name}.wav", reason)]

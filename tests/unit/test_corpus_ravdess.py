@@ -58,9 +58,7 @@ def test_whole_corpus_has_published_counts(whole: Path) -> None:
 
 
 def test_fields_of_a_name(tmp_path: Path) -> None:
-    rows = list(
-        read(put(tmp_path, "Actor_12/03-01-06-01-02-01-12.wav", "Actor_07/03-01-08-02-01-02-07.FLAC"))
-    )
+    rows = list(read(put(tmp_path, "Actor_12/03-01-06-01-02-01-12.wav", "Actor_07/03-01-08-02-01-02-07.FLAC")))
     assert rows == [
         Utterance(
             id="03-01-08-02-01-02-07",

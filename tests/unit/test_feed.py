@@ -27,9 +27,7 @@ def feed_of(experiment: Any, prepared: Prepared) -> Feed:
 
 def slow_eam(x: np.ndarray, partner: np.ndarray, mix: Any, place: int) -> tuple[np.ndarray, float]:
     """Equations 1 to 4, sample by sample."""
-    length, start, other = (
-        int(getattr(mix, name)[place]) for name in ("mix_length", "start", "partner_start")
-    )
+    length, start, other = (int(getattr(mix, name)[place]) for name in ("mix_length", "start", "partner_start"))
     energy = sum(float(value) ** 2 for value in x[start : start + length])
     other_energy = sum(float(value) ** 2 for value in partner[other : other + length])
     scale = np.sqrt(energy / (10 ** (mix.snr_db[place] / 10) * other_energy))
@@ -40,9 +38,7 @@ def slow_eam(x: np.ndarray, partner: np.ndarray, mix: Any, place: int) -> tuple[
     return mixed, share
 
 
-def test_training_batches_equal_mixing_by_hand(
-    settings: Settings, prepared: Prepared, tiny_corpus: Path
-) -> None:
+def test_training_batches_equal_mixing_by_hand(settings: Settings, prepared: Prepared, tiny_corpus: Path) -> None:
     feed = feed_of(settings("mixup.probability=1.0", "data.crop_s=0.5"), prepared)
     plan = feed.plan("train", 2)
     assert plan.mix is not None
@@ -55,8 +51,8 @@ def test_training_batches_equal_mixing_by_hand(
 
     for index in (0, 5):
         batch = make_batch(feed, "train", 2, index)
-        for place, position in enumerate(plan.batch(index)):
-            partner = plan.mix.partner[position]
+        for place, position in enumerate(plan.batch(index).tolist()):
+            partner = int(plan.mix.partner[position])
             expected, share = slow_eam(crop(position), crop(partner), plan.mix, position)
             length = batch.lengths[place]
             np.testing.assert_allclose(batch.waveform[place, :length], expected, atol=1e-6)
@@ -68,15 +64,11 @@ def test_training_batches_equal_mixing_by_hand(
 
 
 @pytest.mark.parametrize("kind", ["eam", "lam", "none"])
-def test_shares_of_workers_hold_the_same_mixes_as_one_worker(
-    settings: Settings, prepared: Prepared, kind: str
-) -> None:
+def test_shares_of_workers_hold_the_same_mixes_as_one_worker(settings: Settings, prepared: Prepared, kind: str) -> None:
     feed = feed_of(settings(f"mixup.kind={kind}"), prepared)
     for index in range(3):
         whole = make_batch(feed, "train", 1, index)
-        by_row = {
-            row: (whole.waveform[i, : whole.lengths[i]], whole.targets[i]) for i, row in enumerate(whole.rows)
-        }
+        by_row = {row: (whole.waveform[i, : whole.lengths[i]], whole.targets[i]) for i, row in enumerate(whole.rows)}
         for workers in (2, 4):
             shares = [make_batch(feed, "train", 1, index, rank, workers) for rank in range(workers)]
             assert sorted(row for share in shares for row in share.rows) == sorted(whole.rows)

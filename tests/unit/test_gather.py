@@ -32,9 +32,7 @@ def step(settings: dict[str, Any], rank: int, workers: int) -> dict[str, torch.T
     waveform, lengths, target = (part[rank::workers] for part in batch())
     terms = model(waveform[:, : int(lengths.max())], lengths, target)
     terms["loss"].backward()
-    gradients = {
-        name: parameter.grad for name, parameter in system.named_parameters() if parameter.requires_grad
-    }
+    gradients = {name: parameter.grad for name, parameter in system.named_parameters() if parameter.requires_grad}
     assert all(gradient is not None for gradient in gradients.values())
     return {**{f"term {name}": value.detach() for name, value in terms.items()}, **gradients}  # type: ignore[dict-item]
 

@@ -35,12 +35,8 @@ def test_rates_follow_the_papers_schedule(settings: Settings, system: System) ->
     optim = settings("optim.lr=1e-4", "optim.epochs=30").optim
     optimizer = make_optimizer(system, optim)
     for epoch, factor in ((0, 1), (1, 7 / 8), (20, (7 / 8) ** 20), (29, (7 / 8) ** 20)):
-        assert set_rates(optimizer, optim, epoch) == pytest.approx(
-            {"lr": 1e-4 * factor, "center_lr": 5e-3 * factor}
-        )
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
-            [1e-4 * factor, 5e-3 * factor]
-        )
+        assert set_rates(optimizer, optim, epoch) == pytest.approx({"lr": 1e-4 * factor, "center_lr": 5e-3 * factor})
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4 * factor, 5e-3 * factor])
 
 
 def test_without_centers_there_is_one_group_and_one_rate(settings: Settings) -> None:
@@ -62,18 +58,13 @@ def test_training_lowers_the_loss(settings: Settings, system: System) -> None:
         return train_epoch(system, optimizer, iter([(batch, 0.0)]), 5.0, CPU, list("abcd"))
 
     first = once()
-    for _ in range(15):
-        last = once()
+    last = [once() for _ in range(15)][-1]
     assert last["loss_kl"] < 0.7 * first["loss_kl"]
     terms = ("kl", "focal", "center", "supcon")
-    assert first["loss"] == pytest.approx(
-        sum(first[f"weight_{t}"] * first[f"loss_{t}"] for t in terms), rel=1e-5
-    )
+    assert first["loss"] == pytest.approx(sum(first[f"weight_{t}"] * first[f"loss_{t}"] for t in terms), rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_utterances_named(
-    settings: Settings, system: System
-) -> None:
+def test_a_loss_that_is_not_finite_stops_with_the_utterances_named(settings: Settings, system: System) -> None:
     batch = batch_of([6000, 5000], index=4)
     batch.waveform[1, 100] = np.nan
     before = [parameter.clone() for parameter in system.parameters()]
@@ -105,9 +96,7 @@ def test_scores_of_several_batches_keep_rows_together(system: System) -> None:
         for index in range(3):
             made = batch_of([3000 + 500 * index] * 2, seed=index)
             yield Batch(0, "dev", index, made.rows + 2 * index, made.waveform, made.lengths, made.targets)
-        yield Batch(
-            0, "dev", 3, np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros(0), np.zeros((0, 7))
-        )
+        yield Batch(0, "dev", 3, np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros(0), np.zeros((0, 7)))
 
     scores = score(system, batches(), 7, CPU).gathered()
     assert scores.rows.tolist() == [0, 1, 2, 3, 4, 5]

@@ -195,9 +195,7 @@ def test_log_sum_exp_of_others_in_float32(generator: torch.Generator, squared_le
     assert h.grad is not None
     assert exact.grad is not None
     scale = max(squared_length, 1) ** 0.5 / 300
-    torch.testing.assert_close(
-        h.grad.double(), exact.grad, rtol=0, atol=2e-5 * scale * max(squared_length, 1)
-    )
+    torch.testing.assert_close(h.grad.double(), exact.grad, rtol=0, atol=2e-5 * scale * max(squared_length, 1))
 
 
 def test_gradients(generator: torch.Generator) -> None:
@@ -285,9 +283,7 @@ def test_objective_with_weights_and_losses_off(generator: torch.Generator) -> No
     z = torch.randn(4, 3, generator=generator)
     h, mask = batch_of_frames(generator)
     supcon_section = {"weight": 0.25, "normalize": False}
-    objective = objective_of(
-        4, 3, kl=None, focal={"weight": 0.5, "gamma": 1.0}, center=None, supcon=supcon_section
-    )
+    objective = objective_of(4, 3, kl=None, focal={"weight": 0.5, "gamma": 1.0}, center=None, supcon=supcon_section)
     assert objective.centers is None
     assert list(objective.parameters()) == []
     terms = objective(logits, z, h, mask, target)

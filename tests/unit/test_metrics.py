@@ -88,9 +88,7 @@ def test_imbalance_separates_wa_from_ua() -> None:
 def test_one_class() -> None:
     counts = confusion([1, 1, 1], [1, 1, 0], 3)
     assert ua(counts) == wa(counts) == pytest.approx(2 / 3)
-    assert macro_f1(counts) == pytest.approx(
-        (0.8 + 0) / 2
-    )  # class 0 was predicted, so it counts, as in sklearn
+    assert macro_f1(counts) == pytest.approx((0.8 + 0) / 2)  # class 0 was predicted, so it counts, as in sklearn
 
 
 def test_empty() -> None:

@@ -96,9 +96,7 @@ def test_eam_label_keeps_mass_and_winner(mix: Mix, classes: int, own: int, other
 
 
 @given(mixes(), st.integers(-8, 8), st.integers(-8, 8))
-def test_eam_partner_gain_cancels_and_own_gain_factors_out(
-    mix: Mix, own_log2: int, partner_log2: int
-) -> None:
+def test_eam_partner_gain_cancels_and_own_gain_factors_out(mix: Mix, own_log2: int, partner_log2: int) -> None:
     signal, partner, mix_length, start, partner_start, snr_db = mix
     place = (mix_length, start, partner_start, snr_db)
     own_gain, partner_gain = (
@@ -107,9 +105,7 @@ def test_eam_partner_gain_cancels_and_own_gain_factors_out(
     )  # exact in floating point
     mixed, weight = eam(signal, partner, *place)
     scaled, scaled_weight = eam(own_gain * signal, partner_gain * partner, *place)
-    np.testing.assert_allclose(
-        scaled, own_gain * mixed, rtol=1e-6, atol=1e-6 * own_gain * np.abs(mixed).max()
-    )
+    np.testing.assert_allclose(scaled, own_gain * mixed, rtol=1e-6, atol=1e-6 * own_gain * np.abs(mixed).max())
     assert scaled_weight == weight
 
 
@@ -191,9 +187,7 @@ def test_draw_by_hand_at_both_ends() -> None:
     highest[:, 0] = 0
     drawn = draw_eam(highest, lengths, 1.0, SNR_DB)
     np.testing.assert_array_equal(drawn.partner, [2, 2, 1])
-    np.testing.assert_array_equal(
-        drawn.mix_length, [4, 4, 1]
-    )  # floor(10 / 2) = 5 and 49, cut to the partner's 4
+    np.testing.assert_array_equal(drawn.mix_length, [4, 4, 1])  # floor(10 / 2) = 5 and 49, cut to the partner's 4
     np.testing.assert_array_equal(drawn.start, [7, 96, 3])
     np.testing.assert_array_equal(drawn.partner_start, [0, 0, 99])
     np.testing.assert_allclose(drawn.snr_db, 10)
@@ -226,6 +220,12 @@ def test_partners_are_uniform_over_the_others() -> None:
         uniforms[:, 0] = 0
         counts[np.arange(5), draw_eam(uniforms, lengths, 1.0, SNR_DB).partner] += 1
     np.testing.assert_array_equal(counts, 100 * (1 - np.eye(5, dtype=int)))
+
+
+def test_shortest_utterance_that_can_be_mixed() -> None:
+    draws = draw_eam(np.zeros((4, 6)), np.array([1, 2, 3, 4]), 1.0, SNR_DB)
+    np.testing.assert_array_equal(draws.partner, [-1, -1, 0, 0])
+    np.testing.assert_array_equal(draws.mix_length, [0, 0, 1, 1])
 
 
 @pytest.mark.parametrize("n", [0, 1])

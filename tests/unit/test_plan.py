@@ -17,12 +17,16 @@ def iemocap_like_lengths(count: int = 5531) -> np.ndarray:
 
 
 def plan(
-    num_samples: np.ndarray, mixup: EAM | LAM | NoMixup | None = None, epoch: int = 0, **changes: object
+    num_samples: np.ndarray,
+    mixup: EAM | LAM | NoMixup | None = None,
+    epoch: int = 0,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+    data: Data = DATA,
 ) -> Plan:
-    arguments = {"batch_size": 16, "seed": 0, "data": DATA} | changes
-    return train_plan(
-        np.arange(len(num_samples)), num_samples, mixup=mixup or EAM(), epoch=epoch, **arguments
-    )  # type: ignore[arg-type]
+    rows = np.arange(len(num_samples))
+    return train_plan(rows, num_samples, data, EAM() if mixup is None else mixup, batch_size, seed, epoch)
 
 
 def same(one: Plan, two: Plan) -> bool:

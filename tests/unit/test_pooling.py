@@ -52,9 +52,7 @@ def slow_flam(module: FrameLevelAttention, frames: Tensor) -> tuple[Tensor, Tens
     return pooled, refined, alpha
 
 
-def test_flam_equals_a_slow_loop_without_padding(
-    generator: torch.Generator, frames: Tensor, mask: Tensor
-) -> None:
+def test_flam_equals_a_slow_loop_without_padding(generator: torch.Generator, frames: Tensor, mask: Tensor) -> None:
     module = flam(generator)
     pooled, refined = module(frames, mask)
     alpha = module.attention(frames, mask)
@@ -70,9 +68,7 @@ def test_flam_equals_a_slow_loop_without_padding(
     torch.testing.assert_close(alpha.sum(dim=1), torch.ones(BATCH, dtype=torch.float64))
 
 
-def test_flam_equals_torch_multihead_attention(
-    generator: torch.Generator, frames: Tensor, mask: Tensor
-) -> None:
+def test_flam_equals_torch_multihead_attention(generator: torch.Generator, frames: Tensor, mask: Tensor) -> None:
     module = flam(generator)
     reference = nn.MultiheadAttention(DIM, HEADS, batch_first=True, dtype=torch.float64)
     reference.load_state_dict(
@@ -94,13 +90,11 @@ def test_flam_weights_without_attention_by_hand(frames: Tensor, mask: Tensor) ->
     nn.init.zeros_(module.score.weight)
     pooled, refined = module(frames, mask)  # no attention, equal scores: the mean of the frames as they are
     torch.testing.assert_close(refined[mask], frames[mask])
-    torch.testing.assert_close(pooled, MaskedMean(DIM, HEADS)(frames, mask)[0])
+    torch.testing.assert_close(pooled, MaskedMean()(frames, mask)[0])
 
 
 def test_flam_has_no_parameters_but_the_papers() -> None:
-    shapes = {
-        name: tuple(parameter.shape) for name, parameter in FrameLevelAttention(8, 2).named_parameters()
-    }
+    shapes = {name: tuple(parameter.shape) for name, parameter in FrameLevelAttention(8, 2).named_parameters()}
     assert shapes == {
         "in_projection.weight": (24, 8),
         "in_projection.bias": (24,),
@@ -120,7 +114,7 @@ def test_batched_equals_alone(name: str, generator: torch.Generator) -> None:
     lengths = [1, 40, *range(2, 16)]
     frames = torch.randn(16, 40, 32, generator=generator)
     mask = torch.arange(40) < torch.tensor(lengths)[:, None]
-    module = flam(generator, 32, 4, torch.float32) if name == "flam" else POOLS[name](32, 4)
+    module = flam(generator, 32, 4, torch.float32) if name == "flam" else POOLS[name]()
     pooled, refined = module(frames, mask)
     for row, length in enumerate(lengths):
         alone, alone_refined = module(frames[row : row + 1, :length], mask[row : row + 1, :length])
@@ -132,7 +126,7 @@ def test_batched_equals_alone(name: str, generator: torch.Generator) -> None:
 def test_padding_has_no_influence_and_no_gradient(
     name: str, generator: torch.Generator, frames: Tensor, mask: Tensor
 ) -> None:
-    module = flam(generator) if name == "flam" else POOLS[name](DIM, HEADS)
+    module = flam(generator) if name == "flam" else POOLS[name]()
     expected, _ = module(frames, mask)
     spoiled = frames.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
     pooled, _ = module(spoiled, mask)
@@ -150,7 +144,7 @@ def test_simple_pools_equal_a_loop(frames: Tensor, mask: Tensor) -> None:
         (MaskedMax, lambda valid: valid.max(dim=0).values),
         (FirstFrame, lambda valid: valid[0]),
     ):
-        pooled, unchanged = pool(DIM, HEADS)(frames, mask)
+        pooled, unchanged = pool()(frames, mask)
         expected = torch.stack([reference(frames[row, :length]) for row, length in enumerate(LENGTHS)])
         torch.testing.assert_close(pooled, expected)
         assert unchanged is frames

@@ -131,9 +131,7 @@ def batch(waves: list[np.ndarray], samples: int | None = None) -> tuple[torch.Te
     return torch.from_numpy(padded), torch.tensor([len(wave) for wave in waves])
 
 
-def references(
-    folder: str | Path, waves: list[np.ndarray]
-) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+def references(folder: str | Path, waves: list[np.ndarray]) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
     """Hidden states and last state by transformers' own model and feature extractor, each utterance alone."""
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
@@ -191,9 +189,7 @@ def test_empty_and_silent_utterances_give_finite_frames(folders: dict[str, str],
 @every_model
 @pytest.mark.parametrize("tune", ["all", "transformer", "none"])
 @pytest.mark.parametrize("layer", ["last", "weighted", 0, 1, LAYERS])
-def test_every_trainable_parameter_gets_a_gradient(
-    folders: dict[str, str], kind: str, tune: str, layer: Any
-) -> None:
+def test_every_trainable_parameter_gets_a_gradient(folders: dict[str, str], kind: str, tune: str, layer: Any) -> None:
     # what DistributedDataParallel needs without find_unused_parameters
     model = encoder(folders[kind], tune=tune, layer=layer)
     frames, _ = model(*batch(utterances([2000, 1200])))
@@ -235,9 +231,7 @@ def test_weighted_is_the_softmax_sum_of_all_hidden_states(folders: dict[str, str
 
 
 @every_model
-def test_frozen_encoder_stays_in_evaluation_mode_and_keeps_no_graph(
-    folders: dict[str, str], kind: str
-) -> None:
+def test_frozen_encoder_stays_in_evaluation_mode_and_keeps_no_graph(folders: dict[str, str], kind: str) -> None:
     model = encoder(folders[kind], tune="none").train()
     inputs = batch(utterances())
     frames, _ = model(*inputs)
@@ -453,9 +447,7 @@ def test_offline_and_not_cached_says_so_at_once_without_importing_transformers(t
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=True
     )
-    assert result.stdout.startswith(
-        "ConfigError microsoft/wavlm-large: no such folder, config.json is not in"
-    )
+    assert result.stdout.startswith("ConfigError microsoft/wavlm-large: no such folder, config.json is not in")
     assert "local folder" in result.stdout
     assert "network" in result.stdout
     assert result.stdout.strip().endswith("False")
@@ -522,7 +514,7 @@ def test_weights_of_another_shape_or_with_gaps(folders: dict[str, str], tmp_path
 class Intruder:
     """Unpickling this would leave a mark."""
 
-    def __reduce__(self) -> tuple[Any, ...]:  # noqa: D105
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("intruder",)
 
 

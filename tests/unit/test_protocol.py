@@ -64,14 +64,9 @@ def test_the_default_is_the_corpus_own_first_list() -> None:
 
 
 def test_the_hash_tells_divisions_apart() -> None:
-    one, two = (
-        make_folds(Protocol(folds="speaker", dev_speakers=n), {}, SPEAKERS, NO_SESSIONS) for n in (1, 2)
-    )
+    one, two = (make_folds(Protocol(folds="speaker", dev_speakers=n), {}, SPEAKERS, NO_SESSIONS) for n in (1, 2))
     assert one.hash != two.hash
-    assert (
-        one.hash
-        == make_folds(Protocol(folds="speaker", dev_speakers=1), {}, SPEAKERS[::-1], NO_SESSIONS).hash
-    )
+    assert one.hash == make_folds(Protocol(folds="speaker", dev_speakers=1), {}, SPEAKERS[::-1], NO_SESSIONS).hash
 
 
 @pytest.mark.parametrize(
@@ -107,9 +102,7 @@ def test_a_shared_speaker_is_refused_by_name() -> None:
 
 def test_a_shared_recording_is_refused_by_name() -> None:
     fold = Fold(0, ("a",), ("b",), ("c", "d"))
-    check_overlap(
-        fold, SPEAKERS, list("uvwxyz"), ["1", "1", "2", "2", "3", "4"]
-    )  # copies within a side are allowed
+    check_overlap(fold, SPEAKERS, list("uvwxyz"), ["1", "1", "2", "2", "3", "4"])  # copies within a side are allowed
     with pytest.raises(ProtocolError, match=r"stand in train and in test \(y = v\)"):
         check_overlap(fold, SPEAKERS, list("uvwxyz"), ["1", "2", "3", "4", "2", "5"])
 

@@ -1,18 +1,23 @@
-"""Reports on run folders written here: what they say, what they refuse, and that every picture can be drawn."""
+"""Reports on run folders written here: what they say, what they refuse, and that all can be drawn."""
 
 import base64
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.metrics import balanced_accuracy_score
 
@@ -25,25 +30,25 @@ RAVDESS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "su
 
 def write_run(
     folder: Path,
-    classes=("angry", "neutral", "sad"),
-    groups=(("a", "b"), ("c", "d"), ("e", "f")),
-    corpus="synthetic",
-    title="Synthetic",
-    protocol="pairs",
-    finished=None,
-    epochs=5,
-    per_class=4,
-    skill=0.7,
-    absent=(),
-    overrides=None,
-    seed=0,
-):
-    """A run folder as training leaves it; `finished` folds are done, the next one is half way, the others unborn."""
+    classes: Sequence[str] = ("angry", "neutral", "sad"),
+    groups: Sequence[Sequence[str]] = (("a", "b"), ("c", "d"), ("e", "f")),
+    corpus: str = "synthetic",
+    title: str = "Synthetic",
+    protocol: str = "pairs",
+    finished: int | None = None,
+    epochs: int = 5,
+    per_class: int = 4,
+    skill: float = 0.7,
+    absent: Sequence[int] = (),
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Path:
+    """A run as training leaves it: `finished` folds are done, the next is half way, the rest not begun."""
     generator = np.random.default_rng(seed)
     finished = len(groups) if finished is None else finished
     size = len(classes)
     experiment = resolve(
-        {"name": "demo", "data": {"path": "/data/demo"}}, {"optim.epochs": epochs} | (overrides or {})
+        {"name": "demo", "data": {"path": "/data/demo"}}, {"optim.epochs": epochs, **(overrides or {})}
     )
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(experiment), encoding="utf-8")
@@ -78,9 +83,7 @@ def write_run(
         place = folder / f"fold-{number}"
         place.mkdir()
         reached = epochs if number < finished else max(1, epochs // 2)
-        (place / "history.json").write_text(
-            json.dumps(history(generator, reached, size, skill)), encoding="utf-8"
-        )
+        (place / "history.json").write_text(json.dumps(history(generator, reached, size, skill)), encoding="utf-8")
         if number >= finished:
             break
         centers = generator.normal(size=(size, 8)) * 3 * skill
@@ -138,7 +141,7 @@ def write_run(
     return folder
 
 
-def history(generator, epochs, size, skill):
+def history(generator: np.random.Generator, epochs: int, size: int, skill: float) -> list[dict[str, Any]]:
     """Plausible curves: losses that fall, a dev UA that rises."""
     rows = []
     for epoch in range(epochs):
@@ -163,3 +166,416 @@ def history(generator, epochs, size, skill):
             }
         )
     return rows
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page; refuses tags that are not closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: D102
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: D102
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:  # noqa: D102
+        self.text += data
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings[-1] += data
+
+    @property
+    def images(self) -> list[bytes]:
+        """The SVG files that the page holds."""
+        sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+        return [base64.b64decode(source.removeprefix("data:image/svg+xml;base64,")) for source in sources]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the drawing out, for tests of what a page says."""
+    monkeypatch.setattr(pictures, "save", lambda stem, draw: b"<svg/>")
+
+
+def change(path: Path, **values: Any) -> None:
+    """Set keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_page_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo-0123456789ab", groups=(("a", "b"), ("c", "d")), epochs=3)
+    first = report.build([run], tmp_path / "first")
+    written = files(tmp_path / "first")
+    assert first == tmp_path / "first" / "index.html"
+    assert set(written) == {"index.html"} | {
+        f"{stem}.{ending}" for stem in report.PICTURES for ending in ("png", "svg")
+    }
+    for stem in ("curves", "embedding"):
+        again = pictures.save(tmp_path / stem, report._drawings(report.load(run))[stem])
+        assert again == written[f"{stem}.svg"]
+        assert (tmp_path / f"{stem}.png").read_bytes() == written[f"{stem}.png"]
+
+    page = Page(first)
+    assert page.headings[0].split() == ["demo"]
+    assert page.headings[1:] == [
+        *("Scores", "Folds", "Confusion matrix", "Learning curves", "UA on dev", "Speakers", "Embeddings"),
+        *("How it was run", "Provenance", "Words"),
+    ]
+    assert page.images == [written[f"{stem}.svg"] for stem in report.PICTURES]
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe")
+        assert (attributes.get("src") or "data:").startswith("data:")
+        assert (attributes.get("href") or "#").startswith("#")
+    for told in (
+        "2 folds, test speakers never in training or dev",
+        "95 % interval",
+        "Chance 33.3 %",
+        "feedc0de",
+    ):
+        assert told in page.text
+    for name, content in written.items():
+        if name.endswith(".png"):
+            assert content.startswith(b"\x89PNG")
+        if name.endswith(".svg"):
+            ElementTree.fromstring(content)
+
+
+def test_numbers_are_those_of_the_predictions(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo-0123456789ab", epochs=3)
+    table = pq.read_table(run / "predictions.parquet").to_pandas()
+    text = report.text_table(report.load(run))
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line[:1].isdigit()}
+    for fold, rows_of_fold in table.groupby("fold"):
+        expected = 100 * balanced_accuracy_score(rows_of_fold.label, rows_of_fold.predicted)
+        assert float(rows[str(fold)][1]) == pytest.approx(expected, abs=0.051)
+        assert rows[str(fold)][4:8] == ["2", "of", "3", "1.5"]
+    scores = json.loads((run / "metrics.json").read_text())["selected"]["ua"]
+    interval = f"{100 * scores['value']:.1f} [{100 * scores['low']:.1f}, {100 * scores['high']:.1f}]"
+    assert f"chosen on dev           {interval}" in text
+    assert f"last epoch              {interval}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+    drawings = report._drawings(report.load(run))
+    names, ua, folds, chance = drawings["speakers"].args  # type: ignore[attr-defined]
+    for name, value, fold in zip(names, ua, folds, strict=True):
+        own = table[(table.speaker == name) & (table.fold == fold)]
+        assert value == pytest.approx(balanced_accuracy_score(own.label, own.predicted))
+    assert chance == pytest.approx(1 / 3)
+    counts, recalls, _ = drawings["confusion"].args  # type: ignore[attr-defined]
+    assert counts.sum() == len(table)
+    assert recalls[0] == pytest.approx((table.predicted[table.label == "angry"] == "angry").mean())
+
+
+def test_curves_are_weighted_and_averaged(tmp_path: Path) -> None:
+    run = report.load(write_run(tmp_path / "demo-0123456789ab", finished=2, epochs=4))
+    rows = json.loads((run.folder / "fold-1" / "history.json").read_text())
+    assert run.histories[1]["loss_center"] == pytest.approx([0.002 * row["loss_center"] for row in rows])
+    terms = [name for name in run.histories[1] if name.startswith("loss_")]
+    assert sum(run.histories[1][name] for name in terms) == pytest.approx([row["loss"] for row in rows])
+
+    folds = {fold: curves["loss"] for fold, curves in run.histories.items()}
+    assert [len(values) for values in folds.values()] == [4, 4, 2]
+    lines = pictures.curves({"total": folds}).axes[0].lines
+    assert lines[-1].get_ydata() == pytest.approx(np.mean([values[:2] for values in folds.values()], axis=0))
+    assert np.array_equal(lines[0].get_xdata(), [1, 2, 3, 4])
+
+
+def test_unfinished_runs_say_so(tmp_path: Path, quick: None) -> None:
+    half = write_run(tmp_path / "half-0123456789ab", finished=2)
+    assert "2 of 3 folds finished; the scores are of fold 0, 1 alone" in report.text_table(report.load(half))
+    page = Page(report.build([half], tmp_path / "half"))
+    assert "2 of 3 folds finished" in page.text
+    assert len(page.images) == 5
+
+    begun = write_run(tmp_path / "begun-0123456789ab", finished=0)
+    assert not (begun / "metrics.json").exists()
+    out = tmp_path / "begun"
+    out.mkdir()
+    for name in ("speakers.png", "curves.png", "mine.png"):
+        (out / name).touch()
+    page = Page(report.build([begun], out))
+    assert "0 of 3 folds finished, no scores yet" in page.text
+    assert len(page.images) == 2
+    assert sorted(files(out)) == ["curves.png", "index.html", "mine.png"]
+    assert "not finished, 2 epochs so far" in report.text_table(report.load(begun))
+
+    # Nothing is left of the first fold either: the run has just been started.
+    (begun / "fold-0" / "history.json").write_text("[]")
+    assert Page(report.build([begun], out)).images == []
+
+
+def test_a_fold_finished_after_the_scores_were_gathered(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo-0123456789ab", finished=2)
+    (run / "fold-2" / "result.json").write_text('{"fold": 2, "best_epoch": 3, "epochs": 5}')
+    text = report.text_table(report.load(run))
+    assert "3 of 3 folds finished; the scores are of fold 0, 1 alone" in text
+    assert re.search(r"^2 +— +— +— +4 of 5 +—  e f$", text, re.MULTILINE)
+
+
+def test_several_runs_are_compared_by_what_differs(tmp_path: Path, quick: None) -> None:
+    runs = [
+        write_run(tmp_path / "demo-aaaaaaaaaaaa"),
+        write_run(
+            tmp_path / "demo-bbbbbbbbbbbb",
+            overrides={"model.pool.kind": "mean", "losses.focal": None, "tracking.mlflow": "off"},
+        ),
+        write_run(tmp_path / "elsewhere" / "demo-aaaaaaaaaaaa", finished=1, seed=1),
+    ]
+    loaded = [report.load(path) for path in runs]
+    assert report._differences(loaded) == [
+        {"model.pool.kind": "flam", "losses.focal": "on"},
+        {"model.pool.kind": "mean", "losses.focal": "off"},
+        {"model.pool.kind": "flam", "losses.focal": "on"},
+    ]
+    assert report._differences(loaded[:1]) == [{}]
+    text = report.build(runs, tmp_path / "out").read_text(encoding="utf-8")
+    page = Page(tmp_path / "out" / "index.html")
+    assert page.headings[0] == "3 runs"
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == ["#demo-aaaaaaaaaaaa", "#demo-bbbbbbbbbbbb", "#demo-aaaaaaaaaaaa-2"]
+    sections = [str(attributes["id"]) for tag, attributes in page.tags if tag == "section" and "id" in attributes]
+    assert [f"#{name}" for name in sections] == links
+    assert text.index("settings that differ") < text.index('id="demo-aaaaaaaaaaaa"')
+    assert all((tmp_path / "out" / name).is_dir() for name in sections)
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>"
+    run = write_run(
+        tmp_path / "demo-0123456789ab",
+        classes=(evil, "$\\frac$", "a name of a class that goes on & on", "d"),
+        groups=[(f"{evil}\x1b[2J",)],
+        title=f"{evil} & Söhne",
+        absent=(1,),
+        epochs=1,
+    )
+    change(run / "run.json", versions={evil: '"'}, name=evil)
+    page = Page(report.build([run], tmp_path / "out"))
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert "<script" not in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert f"{evil} & Söhne" in page.text
+    assert "No interval" in page.text
+    for image in page.images:
+        assert not [element for element in ElementTree.fromstring(image).iter() if element.tag.endswith("script")]
+    text = report.text_table(report.load(run))
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_values_that_are_not_finite_are_shown_as_missing(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "demo-0123456789ab", groups=(("a", "b"), ("c", "d")), epochs=4)
+    history_path = folder / "fold-1" / "history.json"
+    rows = json.loads(history_path.read_text())
+    rows[2]["loss"], rows[2]["loss_kl"], rows[3]["dev_ua"] = float("nan"), float("inf"), None
+    history_path.write_text(json.dumps(rows))
+    table = pq.read_table(folder / "predictions.parquet").to_pylist()
+    table[0]["embedding"][0] = float("nan")
+    pq.write_table(pa.Table.from_pylist(table), folder / "predictions.parquet")
+
+    run = report.load(folder)
+    assert run.warnings == (
+        "Fold 1: loss is missing or not finite in epoch 3.",
+        "Fold 1: loss_kl is missing or not finite in epoch 3.",
+        "Fold 1: dev_ua is missing or not finite in epoch 4.",
+        "1 embeddings are not finite; they are left out of the map.",
+    )
+    assert all(warning in report.text_table(run) for warning in run.warnings)
+    panel = pictures.curves({"total": {fold: curves["loss"] for fold, curves in run.histories.items()}}).axes[0]
+    one, other, mean, crosses = panel.lines
+    assert np.isfinite(one.get_ydata()).all()
+    assert list(np.isfinite(other.get_ydata())) == list(np.isfinite(mean.get_ydata())) == [1, 1, 0, 1]
+    assert np.array_equal(crosses.get_xdata(), [3])
+    assert [text.get_text() for text in panel.texts] == ["1 value is not finite"]
+    points, _ = report._drawings(run)["embedding"].args  # type: ignore[attr-defined]
+    assert sum(len(vectors) for vectors, _ in points.values()) == len(table) - 1
+    metrics_path = folder / "metrics.json"
+    scores = json.loads(metrics_path.read_text())
+    scores["selected"]["ua"] = {"value": float("nan"), "low": None, "high": None}
+    metrics_path.write_text(json.dumps(scores))
+    assert "chosen on dev           not finite" in report.text_table(report.load(folder))
+
+
+def test_settings_are_told_in_words(tmp_path: Path) -> None:
+    run = report.load(
+        write_run(tmp_path / "demo-0123456789ab", overrides={"losses.supcon": None, "model.pool.kind": "max"})
+    )
+    assert report._summary(run.settings) == {
+        "encoder": "microsoft/wavlm-large (tune transformer, layer last, gradient_checkpointing no)",
+        "pooling": "max",
+        "losses": "KL (weight auto); focal (weight auto, gamma 2.0); center (weight 0.002)",
+        "mixup": "energy-adaptive (probability 0.5, snr_db -5.0 to 10.0)",
+        "training": "5 epochs, batch 16, learning rate 0.0001 (centers 0.005), fp32",
+        "seed": "0",
+    }
+    assert report._summary({"model": {"pool": "flam"}, "losses": 3})["pooling"] == "flam"
+
+
+def test_the_promise_about_speakers_is_checked(tmp_path: Path, quick: None) -> None:
+    run = write_run(tmp_path / "demo-0123456789ab")
+    facts = json.loads((run / "run.json").read_text())
+    facts["protocol"]["folds"][1]["train"].append("c")
+    (run / "run.json").write_text(json.dumps(facts))
+    page = Page(report.build([run], tmp_path / "out"))
+    assert "never in training or dev" not in page.text
+    assert "Fold 1: test speakers stand in training or dev (c): scores too high." in page.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({}, True),
+        ({"protocol": "emobox"}, False),
+        ({"corpus": "crema-d"}, False),
+        ({"finished": 5}, False),
+        ({"classes": RAVDESS[:7]}, False),
+        ({"groups": tuple((f"{actor}",) for actor in range(5))}, False),
+    ],
+)
+def test_published_numbers_stand_beside_equal_protocols_only(
+    tmp_path: Path, quick: None, changed: dict[str, Any], shown: bool
+) -> None:
+    groups = tuple((f"{actor}", f"{actor + 1}") for actor in range(1, 12, 2))
+    like = {"classes": RAVDESS, "groups": groups, "corpus": "ravdess", "protocol": "hicmae", "epochs": 2}
+    run = write_run(tmp_path / "demo-0123456789ab", **(like | changed))
+    page = Page(report.build([run], tmp_path / "out"))
+    assert ("Beside the published result" in page.headings) is shown
+    assert ("92.28" in page.text and "93.40" in page.text and "which actors form a fold" in page.text) is shown
+
+
+def test_published_numbers_are_those_of_the_paper() -> None:
+    numbers = {key: (paper.ua, paper.wa, paper.classes, paper.folds) for key, paper in report.PUBLISHED.items()}
+    assert numbers == {
+        ("iemocap", "session"): (79.14, 78.47, 4, 5),
+        ("msp-improv", "session"): (58.34, 58.55, 4, 6),
+        ("ravdess", "hicmae"): (92.28, 93.40, 8, 6),
+        ("savee", "speaker"): (72.3, None, 7, 4),
+    }
+
+
+def test_folders_that_are_not_runs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: not a run folder .*`sermll train`"):
+        report.load(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no run to report"):
+        report.build([], tmp_path / "out")
+    run = write_run(tmp_path / "demo-0123456789ab")
+    with pytest.raises(DataError, match=r"config\.yaml: not a folder"):
+        report.build([run], run / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{", r"run\.json: cannot be read as JSON"),
+        ("run.json", "[]", r"run\.json: damaged \(a list where a dict should be\)"),
+        ("run.json", '{"data": {}}', r"run\.json: no 'classes' in it"),
+        ("config.yaml", "a: [", r"config\.yaml: cannot be read as YAML"),
+        ("config.yaml", "word", r"config\.yaml: settings are a mapping"),
+        ("metrics.json", "{}", r"metrics\.json: no 'folds' in it"),
+        (
+            "metrics.json",
+            '{"folds": [{"fold": 0, "confusion": [[1]]}]}',
+            r"metrics\.json: damaged \(.*3 classes",
+        ),
+        ("fold-0/history.json", "{}", r"history\.json: damaged \(a dict where a list should be\)"),
+        ("fold-0/history.json", '[{"epoch": 0, "loss_kl": 1}]', r"history\.json: no 'weight_kl' in it"),
+        ("predictions.parquet", "PAR1", r"predictions\.parquet: cannot be read as Parquet"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    run = write_run(tmp_path / "demo-0123456789ab")
+    (run / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        report.load(run)
+
+
+def test_predictions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo-0123456789ab")
+    table = pq.read_table(run / "predictions.parquet")
+    pq.write_table(table.drop_columns(["embedding"]), run / "predictions.parquet")
+    with pytest.raises(DataError, match="no column embedding"):
+        report.load(run)
+    pq.write_table(pa.Table.from_pylist([table.to_pylist()[0] | {"label": "joy"}]), run / "predictions.parquet")
+    with pytest.raises(DataError, match=r"damaged .*joy"):
+        report.load(run)
+    pq.write_table(table.slice(0, 0), run / "predictions.parquet")
+    assert "speakers" not in report._drawings(report.load(run))
+
+
+def test_principal_components_are_those_of_scikit_learn() -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 6)) * [5, 4, 3, 2, 1, 1] + 7
+    points, share = pictures.principal_components(vectors)
+    pca = PCA(2).fit(vectors)
+    assert np.abs(points) == pytest.approx(np.abs(pca.transform(vectors)))
+    assert share == pytest.approx(pca.explained_variance_ratio_.sum())
+    mirrored, _ = pictures.principal_components(vectors[::-1])
+    assert mirrored[::-1] == pytest.approx(points)
+
+
+@pytest.mark.parametrize("vectors", [np.ones((4, 3)), np.ones((1, 3)), np.arange(4.0)[:, None], np.empty((0, 3))])
+def test_principal_components_of_little(vectors: np.ndarray) -> None:
+    points, share = pictures.principal_components(vectors)
+    assert points.shape == (len(vectors), 2)
+    assert np.isfinite(points).all()
+    assert share == pytest.approx(1)
+
+
+def drawn(draw: Callable[[], Figure]) -> Figure:
+    """The figure with everything in its place, in the report's style."""
+    with matplotlib.rc_context(pictures._STYLE):
+        figure = draw()
+        figure.draw_without_rendering()
+    return figure
+
+
+@pytest.mark.parametrize(("count", "fold_size"), [(91, 1), (24, 4), (10, 1), (1, 1), (130, 26)])
+def test_names_of_speakers_do_not_overlap(count: int, fold_size: int) -> None:
+    names = [f"S{1000 + index}" for index in range(count)]
+    ua = np.random.default_rng(0).uniform(0.4, 1, size=count)
+    folds = [index // fold_size for index in range(count)]
+    labels = drawn(lambda: pictures.speakers(names, ua, folds, 0.25)).axes[0].get_xticklabels()
+    assert len(labels) == (count if count <= 120 else 0)
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 <= right.x0 + 0.5 for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize("size", [2, 8, 15])
+def test_confusion_cells_hold_their_text(size: int) -> None:
+    counts = np.full((size, size), 1234)
+    names = [f"surprise{index}" for index in range(size)]
+    cells = drawn(lambda: pictures.confusion(counts, metrics.recalls(counts), names)).axes[0]
+    panel = cells.get_window_extent()
+    for text in cells.texts:
+        box = text.get_window_extent()
+        assert box.width < panel.width / size
+        assert box.height < panel.height / size
+
+
+def test_an_empty_class_and_names_with_signs_can_be_drawn() -> None:
+    counts = np.array([[0, 0], [1, 2]])
+    figure = drawn(lambda: pictures.confusion(counts, metrics.recalls(counts), ["$x$", "y" * 80]))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["—", "—", "1\n33 %", "2\n67 %"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["not tested", "66.7 %"]
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["$x$", "y" * 23 + "…"]
+
+
+def test_importing_the_report_does_not_import_matplotlib() -> None:
+    heavy = "{'matplotlib', 'pyarrow', 'ray', 'torch'}"
+    code = f"import sys, sermll.report; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

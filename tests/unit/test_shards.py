@@ -20,9 +20,7 @@ def copy(tiny_data: Path, tmp_path: Path) -> Path:
 
 def test_every_waveform_comes_back_bit_exact(tiny_data: Path, tiny_corpus: Path) -> None:
     prepared = Prepared.open(tiny_data)
-    waveforms = Waveforms(
-        str(tiny_data), prepared.table["shard"].to_numpy(), prepared.table["row"].to_numpy()
-    )
+    waveforms = Waveforms(str(tiny_data), prepared.table["shard"].to_numpy(), prepared.table["row"].to_numpy())
     for index, row in enumerate(prepared.table.to_pylist()):
         samples, _ = soundfile.read(tiny_corpus / row["path"], dtype="int16")
         np.testing.assert_array_equal(waveforms[index], samples)
@@ -31,9 +29,7 @@ def test_every_waveform_comes_back_bit_exact(tiny_data: Path, tiny_corpus: Path)
 
 def test_waveforms_are_views_of_the_file_not_copies(tiny_data: Path) -> None:
     prepared = Prepared.open(tiny_data)
-    waveforms = Waveforms(
-        str(tiny_data), prepared.table["shard"].to_numpy(), prepared.table["row"].to_numpy()
-    )
+    waveforms = Waveforms(str(tiny_data), prepared.table["shard"].to_numpy(), prepared.table["row"].to_numpy())
     assert not waveforms[0].flags.writeable and not waveforms[0].flags.owndata
 
 
