@@ -1,10 +1,13 @@
 """A compact encoder trained from scratch on log-mel spectrograms, for small corpora and no GPU.
 
-No layer here mixes utterances and none sees padding: an utterance gives the same frames alone or batched.
+No layer sees padding, and none mixes utterances in scoring: an utterance gives the same frames alone or batched. In
+training, the convolutions are normalised by statistics of the global batch, those of all workers.
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torchaudio.transforms import MelSpectrogram
 
@@ -37,7 +40,7 @@ class LogMelEncoder(nn.Module):
             SAMPLE_RATE_HZ, n_fft=WINDOW, hop_length=HOP, n_mels=mels, f_min=50.0, pad_mode="constant"
         )
         blocks = []
-        channels, bands = 1, mels
+        channels, bands = 2, mels
         for wider, stride in zip(CHANNELS, TIME_STRIDES, strict=True):
             blocks.append(ConvBlock(channels, wider, stride))
             channels, bands = wider, (bands + 1) // 2
@@ -60,10 +63,12 @@ class LogMelEncoder(nn.Module):
         """
         counts = lengths // HOP + 1
         frames = self.spectrogram(waveform).clamp_min(QUIETEST).log().transpose(1, 2)
-        frames = normalized(frames, _valid(counts, frames.shape[1]))
+        mask = _valid(counts, frames.shape[1])
+        # How each band changes, and, beside it, how the bands differ, which tells pitch and voice quality.
+        maps = torch.stack([normalized(frames, mask, per_band=True), normalized(frames, mask, per_band=False)], dim=1)
         if self.training and self.spec_augment:
-            frames = masked_bands(frames, counts)
-        maps = frames.unsqueeze(1).contiguous(memory_format=torch.channels_last)  # half the time on a CPU
+            maps = masked_bands(maps, counts)
+        maps = maps.contiguous(memory_format=torch.channels_last)  # half the time on a CPU
         for block in self.blocks:
             maps, counts = block(maps, counts)
         mask = _valid(counts, maps.shape[2])
@@ -76,9 +81,7 @@ class LogMelEncoder(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """A 3 x 3 convolution that halves frequency, normalised per utterance and channel, then ReLU.
-
-    Means and variances are over the utterance's valid frames and all bands, so padding does not enter them.
+    """A 3 x 3 convolution that halves frequency, batch normalisation over what is not padding, ReLU.
 
     Args:
         channels_in: channels that come in.
@@ -92,56 +95,98 @@ class ConvBlock(nn.Module):
         self.convolution = nn.Conv2d(channels_in, channels_out, 3, stride=(time_stride, 2), padding=1, bias=False)
         weight = nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
         self.convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
-        self.gain = nn.Parameter(torch.ones(channels_out, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(channels_out, 1, 1))
+        self.norm = MaskedBatchNorm(channels_out)
 
     def forward(self, maps: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Maps [batch, channels, frames, bands], zero in padding, and valid frames [batch]: both after it."""
-        maps = self.convolution(maps)
         counts = (counts + self.time_stride - 1) // self.time_stride
+        maps = self.convolution(maps)
         valid = _valid(counts, maps.shape[2])[:, None, :, None]
-        maps = maps * valid
-        size = (counts * maps.shape[3])[:, None, None, None]
-        mean = maps.sum((2, 3), keepdim=True) / size
-        variance = (maps.square().sum((2, 3), keepdim=True) / size - mean.square()).clamp_min(0.0)
-        scale = self.gain / (variance + 1e-3).sqrt()
-        return (maps * scale + (self.bias - mean * scale)).relu() * valid, counts
+        return self.norm(maps, valid).relu() * valid, counts
 
 
-def normalized(frames: Tensor, mask: Tensor) -> Tensor:
-    """Each utterance's valid frames to mean 0 per band and mean square 1 over all; padding becomes 0.
+class MaskedBatchNorm(nn.Module):
+    """Batch normalisation whose statistics leave padding out and are those of all workers' utterances together.
 
-    One scale for all bands keeps how much each varies relative to the others. Constant utterances become 0.
+    As `torch.nn.BatchNorm2d` in everything else: running averages take the place of the batch's in scoring.
+
+    Args:
+        channels: channels of the maps.
+    """
+
+    MOMENTUM = 0.05
+    """Weight of the newest batch in the running averages: of small batches, more are needed."""
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_variance", torch.ones(channels))
+
+    def forward(self, maps: Tensor, valid: Tensor) -> Tensor:
+        """Normalised maps [batch, channels, frames, bands]; padding holds any value.
+
+        Args:
+            maps: [batch, channels, frames, bands].
+            valid: bool [batch, 1, frames, 1], true where a frame is no padding.
+        """
+        mean, variance = self.running_mean, self.running_variance
+        if self.training:
+            heard = maps * valid
+            size = (valid.sum() * maps.shape[3]).to(maps.dtype)[None]
+            sums = torch.cat([heard.sum((0, 2, 3)), heard.square().sum((0, 2, 3)), size])
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                sums = all_reduce(sums)
+            mean, square = (sums[:-1] / sums[-1]).chunk(2)
+            variance = (square - mean.square()).clamp_min(0.0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.MOMENTUM)
+                self.running_variance.lerp_(variance, self.MOMENTUM)
+        scale = self.gain * (variance + 1e-5).rsqrt()
+        return maps * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+
+def normalized(frames: Tensor, mask: Tensor, *, per_band: bool) -> Tensor:
+    """Each utterance's valid frames to mean 0 and mean square 1; padding becomes 0.
+
+    The scale is one for all bands, which keeps how much each varies. Constant utterances become 0.
 
     Args:
         frames: float [batch, frames, bands].
         mask: bool [batch, frames], true where a frame is valid; at least one of each utterance is.
+        per_band: take the mean of each band, which removes what does not change; else one mean of all bands.
     """
     valid = mask.unsqueeze(2)
     count = valid.sum(1, keepdim=True)
     mean = frames.masked_fill(~valid, 0.0).sum(1, keepdim=True) / count
+    if not per_band:
+        mean = mean.mean(2, keepdim=True)
     centered = (frames - mean).masked_fill(~valid, 0.0)
     variance = centered.square().sum((1, 2), keepdim=True) / (count * frames.shape[2])
     return centered / (variance + 1e-5).sqrt()
 
 
-def masked_bands(frames: Tensor, counts: Tensor) -> Tensor:
+def masked_bands(maps: Tensor, counts: Tensor) -> Tensor:
     """SpecAugment: in each utterance, two bands of frequency and two of time set to 0, its mean.
 
-    A band covers up to a tenth of the mel bands or of the utterance's valid frames.
+    A band covers up to a tenth of the mel bands or of the utterance's valid frames, in all channels.
 
     Args:
-        frames: float [batch, frames, bands].
+        maps: float [batch, channels, frames, bands].
         counts: int64 [batch], valid frames of each utterance.
     """
-    batch, length, bands = frames.shape
-    time = torch.arange(length, device=frames.device)
-    band = torch.arange(bands, device=frames.device)
-    hidden = torch.zeros(batch, length, bands, dtype=torch.bool, device=frames.device)
+    batch, _, length, bands = maps.shape
+    time = torch.arange(length, device=maps.device)
+    band = torch.arange(bands, device=maps.device)
+    hidden = torch.zeros(batch, length, bands, dtype=torch.bool, device=maps.device)
     for _ in range(2):
         hidden |= _random_span(time, counts).unsqueeze(2)
         hidden |= _random_span(band, torch.full_like(counts, bands)).unsqueeze(1)
-    return frames.masked_fill(hidden, 0.0)
+    return maps.masked_fill(hidden.unsqueeze(1), 0.0)
 
 
 def _random_span(position: Tensor, size: Tensor, share: float = 0.1) -> Tensor:

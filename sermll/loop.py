@@ -224,7 +224,7 @@ class Scores:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """float64 (utterances, classes)"""
+        """float64 (utterances, classes), rows sum to 1."""
         exponents = np.exp(self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True))
         return exponents / exponents.sum(axis=1, keepdims=True)
 

@@ -293,3 +293,49 @@ def test_ray_data_streams_the_plans_batches_in_order(ray_cluster: None, settings
             np.testing.assert_array_equal(batch.targets, made.targets)
             np.testing.assert_array_equal(batch.rows, made.rows)
     assert isinstance(Waveforms(str(tiny_data), feed.shard, feed.row)[0], np.ndarray)
+
+
+def test_a_pretrained_encoder_is_fine_tuned_by_two_workers(
+    ray_cluster: None, settings: Settings, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import WavLMConfig, WavLMModel
+
+    torch.manual_seed(0)
+    tiny = WavLMConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, feat_extract_norm="group",
+    )  # fmt: skip
+    WavLMModel(tiny).save_pretrained(tmp_path / "wavlm")
+    encoder = [f"model.encoder.{word}" for word in ("kind=pretrained", f"name={tmp_path / 'wavlm'}", "layer=weighted")]
+    experiment = settings(*encoder, "resources.workers=2", "fold=0", "optim.epochs=1")
+    outcome = train(experiment)
+    assert np.isfinite(histories(outcome.run_dir)[0][0]["loss"])
+
+
+def test_a_killed_training_worker_is_replaced_and_the_numbers_stay(
+    ray_cluster: None, settings: Settings, tmp_path: Path
+) -> None:
+    import threading
+
+    import psutil
+
+    undisturbed = train(settings("fold=0", "optim.epochs=5", f"tracking.runs={tmp_path / 'a'}"))
+    killed: list[int] = []
+
+    def kill_a_worker() -> None:
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            if list((tmp_path / "b").glob("*/fold-0/history.json")):
+                for process in psutil.process_iter(["cmdline"]):
+                    if any("RayTrainWorker" in word for word in process.info["cmdline"] or []):
+                        process.kill()
+                        killed.append(process.pid)
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=kill_a_worker)
+    watcher.start()
+    disturbed = train(settings("fold=0", "optim.epochs=5", f"tracking.runs={tmp_path / 'b'}"))
+    watcher.join()
+    assert killed, "no training worker was found to kill"
+    assert histories(disturbed.run_dir) == histories(undisturbed.run_dir)

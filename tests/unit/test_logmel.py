@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sermll.logmel import LogMelEncoder, masked_bands, normalized
+from sermll.logmel import LogMelEncoder, MaskedBatchNorm, masked_bands, normalized
 
 SECOND = 16_000
 
@@ -81,17 +81,36 @@ def test_silence_is_finite_forward_and_backward(training: bool) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
-def test_normalized_matches_numpy_on_each_utterance() -> None:
+@pytest.mark.parametrize("per_band", [True, False])
+def test_normalized_matches_numpy_on_each_utterance(per_band: bool) -> None:
     frames = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(2)) * 4 + 3
     counts = torch.tensor([9, 4, 1])
     mask = torch.arange(9) < counts[:, None]
-    result = normalized(frames, mask)
+    result = normalized(frames, mask, per_band=per_band)
     for index, count in enumerate(counts.tolist()):
         one = frames[index, :count].numpy().astype(np.float64)
-        centered = one - one.mean(0)
+        centered = one - (one.mean(0) if per_band else one.mean())
         expected = centered / np.sqrt((centered**2).mean() + 1e-5)
         np.testing.assert_allclose(result[index, :count].numpy(), expected, atol=1e-5)
         assert result[index, count:].eq(0).all()
+
+
+def test_batch_norm_equals_torchs_on_what_is_heard() -> None:
+    generator = torch.Generator().manual_seed(5)
+    maps, lengths = torch.randn(3, 4, 6, 5, generator=generator) * 3 + 1, (6, 2, 1)
+    valid = (torch.arange(6) < torch.tensor(lengths)[:, None])[:, None, :, None]
+    ours, theirs = MaskedBatchNorm(4), torch.nn.BatchNorm1d(4, momentum=MaskedBatchNorm.MOMENTUM)
+    for _ in range(3):
+        heard = torch.cat([maps[row, :, :length].flatten(1).T for row, length in enumerate(lengths)])
+        expected = theirs(heard)
+        result = ours(maps.masked_fill(~valid, torch.finfo().max / 1e30), valid)
+        found = torch.cat([result[row, :, :length].flatten(1).T for row, length in enumerate(lengths)])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        maps = maps + 1
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.eval()(maps, valid), torch.nn.functional.batch_norm(
+        maps, ours.running_mean, ours.running_variance, ours.gain, ours.bias
+    ), atol=1e-5, rtol=1e-5)  # fmt: skip
 
 
 def test_gain_does_not_matter(encoder: LogMelEncoder) -> None:
@@ -104,8 +123,9 @@ def test_gain_does_not_matter(encoder: LogMelEncoder) -> None:
 def test_masked_bands_stay_within_the_utterance_and_differ_between_utterances() -> None:
     torch.manual_seed(3)
     counts = torch.tensor([100, 50, 1] * 20)
-    masked = masked_bands(torch.ones(60, 100, 40), counts)
-    hidden = masked.eq(0)
+    masked = masked_bands(torch.ones(60, 2, 100, 40), counts)
+    assert masked[:, 0].equal(masked[:, 1])
+    hidden = masked[:, 0].eq(0)
     columns = hidden.all(1)  # a band hidden at every time, padding included, is a frequency mask
     rows = hidden.all(2)
     assert 0 < columns.float().mean() < 0.2

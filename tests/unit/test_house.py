@@ -1,0 +1,74 @@
+"""The house's rules that a program can check."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sermll import config, pooling
+from sermll.config import load_experiment
+from sermll.corpora import CORPORA
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_every_experiment_loads_and_opens_with_question_and_command(path: Path) -> None:
+    load_experiment(path)
+    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert "?" in header[0]
+    assert any("sermll train" in line for line in header)
+    assert any("expect" in line.lower() for line in header)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_experiments_say_only_what_differs_from_the_defaults(path: Path) -> None:
+    import yaml
+
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    whole = load_experiment(path)
+
+    def walk(node: dict, model: config.Section, where: str) -> None:
+        for key, value in node.items():
+            below = getattr(model, key)
+            if isinstance(below, config.Section):
+                walk(value, below, f"{where}{key}.")
+            elif key != "kind":
+                assert below != type(model).model_fields[key].default, f"{where}{key} is the default"
+
+    walk(tree, whole, "")
+
+
+def test_no_drawer_for_everything() -> None:
+    names = {path.stem for path in (ROOT / "sermll").rglob("*.py")}
+    assert names.isdisjoint({"utils", "helpers", "common", "misc", "manager", "base"})
+
+
+def test_every_pool_of_the_settings_exists() -> None:
+    kinds = {section().kind for section in (config.FLAM, config.MeanPool, config.MaxPool, config.FirstFrame)}
+    assert kinds == set(pooling.POOLS)
+
+
+def test_corpora_are_named_as_they_are_registered() -> None:
+    for name, corpus in CORPORA.items():
+        assert corpus.name == name
+        assert set(corpus.counts) == set(corpus.classes)
+
+
+def test_the_readme_knows_the_targets_the_verbs_and_the_corpora() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
+    assert {"demo", "test"} <= set(re.findall(r"\bmake ([a-z]+)\b", README))
+    for verb in ("prepare", "train", "report", "predict", "track"):
+        assert f"sermll {verb}" in README
+    for name in CORPORA:
+        assert f"`{name}`" in README
+
+
+def test_pictures_and_files_that_the_readme_shows_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
