@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torchaudio.transforms import MelSpectrogram
 
 SAMPLE_RATE_HZ = 16_000
-WINDOW = 512
+WINDOW = 1024
 HOP = 320
 TIME_STRIDES = (2, 2, 1, 1)
 CHANNELS = (16, 32, 64, 64)

@@ -76,6 +76,8 @@ def _train(job: FoldJob) -> dict[str, Any]:
         resumed.load_into(system)
         optimizer.load_state_dict(resumed.optimizer())
         history = resumed.notes["history"]
+        if rank == 0:  # a kill may have come between the checkpoint and this file
+            write_json(Path(job.folder) / "history.json", history)
     parallel = _parallel(system, device)
 
     batches = stream(job.feed, len(history), settings.optim.epochs, rank, workers)

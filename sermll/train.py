@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sermll import __version__, metrics, report
@@ -172,14 +173,10 @@ def _train_folds(experiment: Experiment, jobs: Sequence[FoldJob], tracker: Track
     epochs = experiment.optim.epochs
     done = {job.fold: _epochs_done(job) for job in jobs}
     failures: list[str] = []
-    with (
-        Progress(f"training {experiment.name}", epochs * len(jobs), sum(done.values())) as progress,
-        ThreadPoolExecutor(at_once) as pool,
-    ):
-        running: dict[Future[list[str]], FoldJob] = {
-            pool.submit(_train_fold, experiment, job, gpus): job for job in jobs
-        }
-        try:
+    pool = ThreadPoolExecutor(at_once)
+    running: dict[Future[list[str]], FoldJob] = {pool.submit(_train_fold, experiment, job, gpus): job for job in jobs}
+    try:
+        with Progress(f"training {experiment.name}", epochs * len(jobs), sum(done.values())) as progress:
             while running:
                 finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for job in jobs:
@@ -195,9 +192,9 @@ def _train_folds(experiment: Experiment, jobs: Sequence[FoldJob], tracker: Track
                     except SermllError as error:
                         failures.append(f"fold {job.fold}: {error}")
                 tracker.sync()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    finally:
+        # Not waited for: when a user interrupts, the folds end with the connection to the cluster.
+        pool.shutdown(wait=False, cancel_futures=True)
     if failures:
         raise TrainingError("\n".join([*failures, "The other folds are kept; the same command goes on from here"]))
 
@@ -334,9 +331,9 @@ def gather(run_dir: Path) -> dict[str, Any]:
     joined: dict[str, Any] = {}
     per_fold: dict[str, dict[int, np.ndarray]] = {}
     for choice, name in (("selected", PREDICTIONS), ("last", LAST_PREDICTIONS)):
-        tables = [pq.read_table(run_dir / f"fold-{result['fold']}" / name) for result in results]
-        pq.write_table(_concatenate(tables), run_dir / name)
-        joined[choice], per_fold[choice] = _estimate(_concatenate(tables), classes)
+        table = pa.concat_tables(pq.read_table(run_dir / f"fold-{result['fold']}" / name) for result in results)
+        pq.write_table(table, run_dir / name)
+        joined[choice], per_fold[choice] = _estimate(table, classes)
     rows = []
     for result in results:
         counts, last = (per_fold[choice][result["fold"]] for choice in ("selected", "last"))
@@ -355,17 +352,11 @@ def gather(run_dir: Path) -> dict[str, Any]:
     return summary
 
 
-def _concatenate(tables: Sequence[Any]) -> Any:  # noqa: ANN401 - pyarrow is untyped
-    import pyarrow as pa
-
-    return pa.concat_tables(tables)
-
-
 def _rates(counts: np.ndarray) -> dict[str, float]:
     return {name: float(getattr(metrics, name)(counts)) for name in ("ua", "wa", "macro_f1")}
 
 
-def _estimate(table: Any, classes: Sequence[str]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:  # noqa: ANN401
+def _estimate(table: pa.Table, classes: Sequence[str]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
     """Intervals by bootstrap over speakers, and the confusion counts of each fold."""
     order = {name: index for index, name in enumerate(classes)}
     labels, predicted = (
