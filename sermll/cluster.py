@@ -16,6 +16,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is waited out at the end of every fold
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_worker_maximum_startup_concurrency": "4",  # folds side by side start many workers: no reason to warn
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 

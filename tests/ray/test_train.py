@@ -327,8 +327,8 @@ def test_a_killed_training_worker_is_replaced_and_the_numbers_stay(
         deadline = time.monotonic() + 120
         while not killed and time.monotonic() < deadline:
             if list((tmp_path / "b").glob("*/fold-0/history.json")):
-                for process in psutil.process_iter(["cmdline"]):
-                    if any("RayTrainWorker" in word for word in process.info["cmdline"] or []):
+                for process in psutil.Process().children(recursive=True):  # of this test's own cluster
+                    if any("RayTrainWorker" in word for word in process.cmdline()):
                         process.kill()
                         killed.append(process.pid)
             time.sleep(0.02)
