@@ -4,6 +4,7 @@ Each training process streams its own dataset, whose source is a list of (epoch,
 Data turns into padded batches, in order, ahead of the training step, and through the end of one epoch into the next.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -170,6 +171,8 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)
     context.enable_progress_bars = False
+    if not any(callback is _Rest for callback in context.custom_execution_callback_classes):
+        context.custom_execution_callback_classes.append(_Rest)
 
     def make(job: pa.Table) -> pa.Table:
         return _to_table(
@@ -184,6 +187,29 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         for row in range(len(table)):
             yield _from_table(table, row, feed.num_classes)
+
+
+class _Rest:
+    """Lets Ray Data's scheduling loop rest between its steps.
+
+    It polls without pause while finished batches wait to be taken, and takes most of a core from the training step that
+    they wait for. A rest of this length is nothing beside a block of batches.
+    """
+
+    SECONDS = 0.05
+
+    def before_execution_starts(self, executor: Any) -> None:  # noqa: ANN401 - Ray's private type
+        """Nothing to prepare."""
+
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ANN401
+        """Sleep for a moment."""
+        time.sleep(self.SECONDS)
+
+    def after_execution_succeeds(self, executor: Any) -> None:  # noqa: ANN401
+        """Nothing to clean up."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:  # noqa: ANN401
+        """Nothing to clean up."""
 
 
 def _to_table(batches: Iterator[Batch]) -> pa.Table:
