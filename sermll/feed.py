@@ -32,7 +32,7 @@ class Feed:
     """All that a data worker needs to make any batch of a fold."""
 
     key: str
-    """Names run and fold; two feeds of one key are equal."""
+    """Names run and fold; two feeds of one key and place are equal, which lets workers keep plans and open files."""
     path: str
     shard: np.ndarray
     row: np.ndarray
@@ -65,12 +65,12 @@ class Feed:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Same run and fold."""
-        return isinstance(other, Feed) and other.key == self.key
+        """Same run and fold, same place."""
+        return isinstance(other, Feed) and (other.key, other.path) == (self.key, self.path)
 
     def __hash__(self) -> int:
-        """By run and fold."""
-        return hash(self.key)
+        """By run, fold and place."""
+        return hash((self.key, self.path))
 
     def plan(self, split: str, epoch: int) -> Plan:
         """The plan of a split in an epoch; scoring is the same in every epoch."""
@@ -171,8 +171,9 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)
     context.enable_progress_bars = False
-    if not any(callback is _Rest for callback in context.custom_execution_callback_classes):
-        context.custom_execution_callback_classes.append(_Rest)
+    callbacks: list[Any] = context.custom_execution_callback_classes
+    if _Rest not in callbacks:
+        callbacks.append(_Rest)
 
     def make(job: pa.Table) -> pa.Table:
         return _to_table(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from prepared import prepare_without_ray, tiny_settings
 
 from sermll.cluster import QUIET
 
@@ -69,8 +70,6 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_data(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny corpus as prepared data, made without Ray. Read-only."""
-    from prepared import prepare_without_ray
-
     return prepare_without_ray(tiny_corpus, tmp_path_factory.mktemp("data") / "tiny")
 
 
@@ -80,18 +79,7 @@ def settings(tiny_data: Path, tmp_path: Path) -> Callable[..., Any]:
     from sermll.config import Experiment, parse_overrides, resolve
 
     def build(*overrides: str) -> Experiment:
-        tree = {
-            "name": "tiny",
-            "data": {"path": str(tiny_data)},
-            "model": {
-                "encoder": {"kind": "logmel", "dim": 16, "mels": 16},
-                "pool": {"heads": 2},
-                "embedding_dim": 8,
-            },
-            "optim": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
-            "tracking": {"runs": str(tmp_path / "runs"), "mlflow": "off"},
-        }
-        return resolve(tree, parse_overrides(overrides))
+        return resolve(tiny_settings(tiny_data, tmp_path / "runs"), parse_overrides(overrides))
 
     return build
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import write_corpus
+from prepared import kill_when
 
 from sermll import prepare as preparing
 from sermll.corpora import CORPORA
@@ -120,13 +120,7 @@ def test_killed_and_started_again_gives_the_same_hash(
     tiny_corpus: Path, tiny_data: Path, tmp_path: Path, killable: Callable[..., subprocess.Popen]
 ) -> None:
     command = ["prepare", "emodb", "--root", str(tiny_corpus), "--out", str(tmp_path / "out")]
-    process = killable(command)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not list(tmp_path.glob(".out.*.partial/shards/*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    kill_when(killable(command), lambda: list(tmp_path.glob(".out.*.partial/shards/*")))
     subprocess.run([sys.executable, "-m", "sermll", *command], check=True, env=os.environ, timeout=240)
     assert Prepared.open(tmp_path / "out").data_hash == Prepared.open(tiny_data).data_hash
 

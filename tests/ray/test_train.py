@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from prepared import kill_when, tiny_settings
 from sklearn.metrics import balanced_accuracy_score
 
-from sermll.config import Experiment
+from sermll.config import Experiment, with_overrides
 from sermll.errors import CheckpointError, ConfigError, DataError, TrainingError
 from sermll.shards import Prepared, Waveforms
 from sermll.train import gather, train
@@ -36,17 +37,10 @@ def histories(run_dir: Path) -> list[list[dict[str, Any]]]:
 def finished(ray_cluster: None, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
     """Folds 0 and 1 of the tiny corpus, with MLflow in a SQLite file. Read-only."""
     folder = tmp_path_factory.mktemp("finished")
-    tree = {
-        "name": "tiny",
-        "data": {"path": str(tiny_data)},
-        "model": {
-            "encoder": {"kind": "logmel", "dim": 16, "mels": 16},
-            "pool": {"heads": 2},
-            "embedding_dim": 8,
-        },
-        "optim": {"epochs": 3, "batch_size": 8, "lr": 3e-3},
-        "tracking": {"runs": str(folder / "runs")},
-    }
+    tree = with_overrides(
+        tiny_settings(tiny_data, folder / "runs"),
+        {"optim.epochs": 3, "optim.lr": 3e-3, "tracking.mlflow": f"sqlite:///{folder / 'runs' / 'mlflow.db'}"},
+    )
     for fold in (0, 1):
         outcome = train(Experiment.model_validate(tree | {"fold": fold}))
         assert outcome.not_tracked is None
@@ -156,12 +150,7 @@ def test_a_killed_driver_goes_on_and_ends_with_the_same_numbers(
     tree["tracking"]["runs"] = str(tmp_path / "killed")
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree))
     process = killable(["train", str(tmp_path / "x.yaml")])
-    deadline = time.monotonic() + 180
-    while process.poll() is None and not list(tmp_path.glob("killed/*/fold-0/history.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    kill_when(process, lambda: list(tmp_path.glob("killed/*/fold-0/history.json")))
     (run_dir,) = (tmp_path / "killed").glob("tiny-*")
     reached = len(histories(run_dir)[0])
     assert 1 <= reached < 6 and not (run_dir / "fold-0" / "result.json").exists()
