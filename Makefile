@@ -16,7 +16,7 @@ setup: .venv/installed  ## make .venv and install everything, pinned
 
 demo: setup  ## the main job on the built-in corpus: prepare, train and score every fold, report
 	$(VENV)/sermll prepare synthetic --out $(DATA)/synthetic
-	$(VENV)/sermll train experiments/demo.yaml data.path=$(DATA)/synthetic
+	$(VENV)/sermll train experiments/synthetic.yaml data.path=$(DATA)/synthetic
 
 test: unit ray  ## every test that needs no recordings
 

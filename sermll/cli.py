@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sermll",
         description="Speech emotion recognition experiments whose numbers can be trusted.",
-        epilog="start with: sermll prepare synthetic --out data/synthetic && sermll train experiments/demo.yaml",
+        epilog="start with: sermll prepare synthetic --out data/synthetic && sermll train experiments/synthetic.yaml",
     )
     parser.add_argument("--version", action="version", version=f"sermll {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
