@@ -63,7 +63,7 @@ class Tracker:
             send()
             self._fault = None
         except Exception as error:  # whatever a server or its client raises, training goes on and the user is told
-            self._fault = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            self._fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
     def _client(self) -> Any:  # noqa: ANN401 - mlflow is loaded when first needed
         if self._ready is None:
@@ -81,19 +81,21 @@ class Tracker:
         client, memory = self._client(), self._memory()
         run = json.loads((self._run_dir / "run.json").read_text(encoding="utf-8"))
         settings = yaml.safe_load((self._run_dir / "config.yaml").read_text(encoding="utf-8"))
-        if "parent" not in memory:
+        if "experiment_id" not in memory:
             memory["experiment_id"] = self._experiment_id(client)
-            memory["parent"] = self._start(client, memory, run, settings, self._run_dir.name, None)
+        parent = self._known(client, memory, run, settings, self._run_dir.name, None)
         for folder in sorted(self._run_dir.glob("fold-*"), key=lambda path: int(path.name[5:])):
-            self._send_fold(client, memory, run, settings, folder, artifacts=artifacts)
+            if (folder / "history.json").exists():
+                fold = self._known(client, memory, run, settings, folder.name, parent["run"])
+                self._send_fold(client, memory, fold, folder, artifacts=artifacts)
         if artifacts:
-            self._send_summary(client, memory, run)
+            self._send_summary(client, memory, parent)
 
     def _memory(self) -> dict[str, Any]:
         """What the server at this URI already has."""
         path = self._run_dir / "mlflow.json"
         memory = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return memory if memory.get("uri") == self._uri else {"uri": self._uri, "folds": {}}
+        return memory if memory.get("uri") == self._uri else {"uri": self._uri, "runs": {}}
 
     def _remember(self, memory: dict[str, Any]) -> None:
         write_json(self._run_dir / "mlflow.json", memory)
@@ -106,7 +108,7 @@ class Tracker:
         place = (self._run_dir.parent / "mlflow-artifacts").as_uri() if local else None
         return client.create_experiment(self._experiment, artifact_location=place)
 
-    def _start(
+    def _known(
         self,
         client: Any,  # noqa: ANN401
         memory: dict[str, Any],
@@ -114,63 +116,59 @@ class Tracker:
         settings: dict[str, Any],
         name: str,
         parent: str | None,
-    ) -> str:
-        """Create a run with its parameters, tags and data set."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+    ) -> dict[str, Any]:
+        """What MLflow has of the run or fold `name`; it is created, with parameters, tags and data set, if need be."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        tags = {
-            "sermll.run_id": run["run_id"],
-            "sermll.data_hash": run["data"]["data_hash"],
-            "sermll.corpus": run["data"]["corpus"],
-            "sermll.protocol": run["protocol"]["name"],
-            "sermll.protocol_hash": run["protocol"]["hash"],
-            "sermll.version": run["code"]["version"],
-            "sermll.commit": str(run["code"]["commit"]),
-            "sermll.dirty": str(run["code"]["dirty"]),
-            "sermll.seed": str(settings["seed"]),
-        }
-        if parent is not None:
-            tags |= {"mlflow.parentRunId": parent, "sermll.fold": name.removeprefix("fold-")}
-        created = client.create_run(memory["experiment_id"], run_name=name, tags=tags)
-        identity = created.info.run_id
-        memory["parent" if parent is None else "folds"] = (
-            identity if parent is None else memory["folds"] | {name: {"run": identity, "epochs": 0, "finished": False}}
-        )
-        self._remember(memory)
-        params = flatten({key: value for key, value in settings.items() if key not in NOT_PARAMS})
-        if parent is not None:
-            params["fold"] = name.removeprefix("fold-")
-        client.log_batch(identity, params=[Param(key, str(value)) for key, value in params.items()])
-        data = run["data"]
-        dataset = Dataset(
-            name=data["corpus"],
-            digest=data["data_hash"][:12],
-            source_type="local",
-            source=json.dumps({"uri": data["path"]}),
-            profile=json.dumps({"utterances": data["utterances"], "hours": data["hours"], **data["counts"]}),
-        )
-        client.log_inputs(identity, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-        client.set_tag(identity, RunTag("mlflow.note.content", "").key, data["title"])
-        return identity
+        if name not in memory["runs"]:
+            tags = {
+                "sermll.run_id": run["run_id"],
+                "sermll.data_hash": run["data"]["data_hash"],
+                "sermll.corpus": run["data"]["corpus"],
+                "sermll.protocol": run["protocol"]["name"],
+                "sermll.protocol_hash": run["protocol"]["hash"],
+                "sermll.version": run["code"]["version"],
+                "sermll.commit": str(run["code"]["commit"]),
+                "sermll.dirty": str(run["code"]["dirty"]),
+                "sermll.seed": str(settings["seed"]),
+            }
+            if parent is not None:
+                tags |= {"mlflow.parentRunId": parent, "sermll.fold": name.removeprefix("fold-")}
+            created = client.create_run(memory["experiment_id"], run_name=name, tags=tags)
+            memory["runs"][name] = {"run": created.info.run_id, "described": False, "epochs": 0, "finished": 0}
+            self._remember(memory)
+        known = memory["runs"][name]
+        if not known["described"]:
+            params = flatten({key: value for key, value in settings.items() if key not in NOT_PARAMS})
+            if parent is not None:
+                params["fold"] = name.removeprefix("fold-")
+            client.log_batch(known["run"], params=[Param(key, str(value)) for key, value in params.items()])
+            data = run["data"]
+            dataset = Dataset(
+                name=data["corpus"],
+                digest=data["data_hash"][:12],
+                source_type="local",
+                source=json.dumps({"uri": data["path"]}),
+                profile=json.dumps({"utterances": data["utterances"], "hours": data["hours"], **data["counts"]}),
+            )
+            client.log_inputs(known["run"], [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+            known["described"] = True
+            self._remember(memory)
+        return known
 
     def _send_fold(
         self,
         client: Any,  # noqa: ANN401
         memory: dict[str, Any],
-        run: dict[str, Any],
-        settings: dict[str, Any],
+        fold: dict[str, Any],
         folder: Path,
         *,
         artifacts: bool,
     ) -> None:
+        """Epochs that MLflow does not have; with `artifacts`, the results and files of a finished fold."""
         from mlflow.entities import Metric
 
-        if not (folder / "history.json").exists():
-            return
         history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-        if folder.name not in memory["folds"]:
-            self._start(client, memory, run, settings, folder.name, memory["parent"])
-        fold = memory["folds"][folder.name]
         now_ms = int(time.time() * 1000)
         values = [
             Metric(key, float(value), now_ms, row["epoch"] + 1)
@@ -195,12 +193,14 @@ class Tracker:
             client.log_artifact(fold["run"], str(folder / name))
         best = folder / result["best_checkpoint"]
         client.log_artifact(fold["run"], str(best / "model.safetensors"), "model")
-        client.log_artifact(fold["run"], str(self._run_dir / "config.yaml"), "model")
+        for name in ("config.yaml", "run.json"):  # what the weights need to be used
+            client.log_artifact(fold["run"], str(self._run_dir / name), "model")
         client.set_terminated(fold["run"])
-        fold["finished"] = True
+        fold["finished"] = 1
         self._remember(memory)
 
-    def _send_summary(self, client: Any, memory: dict[str, Any], run: dict[str, Any]) -> None:  # noqa: ANN401
+    def _send_summary(self, client: Any, memory: dict[str, Any], parent: dict[str, Any]) -> None:  # noqa: ANN401
+        """Scores over the finished folds and the report; sent again when more folds have finished."""
         from mlflow.entities import Metric
 
         summary = json.loads((self._run_dir / "metrics.json").read_text(encoding="utf-8"))
@@ -214,9 +214,9 @@ class Tracker:
         }
         values["folds"] = len(summary["folds"])
         done = len(summary["folds"])
-        if memory.get("summarised") == done:
+        if parent["finished"] == done:
             return
-        client.log_batch(memory["parent"], metrics=[Metric(key, float(v), now_ms, done) for key, v in values.items()])
+        client.log_batch(parent["run"], metrics=[Metric(key, float(v), now_ms, done) for key, v in values.items()])
         for name in (
             "config.yaml",
             "run.json",
@@ -224,11 +224,11 @@ class Tracker:
             "predictions.parquet",
             "predictions_last.parquet",
         ):
-            client.log_artifact(memory["parent"], str(self._run_dir / name))
-        client.log_artifacts(memory["parent"], str(self._run_dir / "report"), "report")
+            client.log_artifact(parent["run"], str(self._run_dir / name))
+        client.log_artifacts(parent["run"], str(self._run_dir / "report"), "report")
         if summary["complete"]:
-            client.set_terminated(memory["parent"])
-        memory["summarised"] = done
+            client.set_terminated(parent["run"])
+        parent["finished"] = done
         self._remember(memory)
 
 
