@@ -248,9 +248,9 @@ class Tracking(Section):
     """Where results go. Nothing here changes what a run computes or its id."""
 
     runs: str = Field(default="runs", description="folder that receives the run's folder")
-    mlflow: str | None = Field(
+    mlflow: str | Literal[False] | None = Field(
         default=None,
-        description="MLflow URI; null: MLFLOW_TRACKING_URI, else a SQLite file in the runs folder; 'off': none",
+        description="MLflow URI; null: MLFLOW_TRACKING_URI, else a SQLite file in the runs folder; off: none",
     )
     experiment: str | None = Field(default=None, description="MLflow experiment; null: the experiment's name")
 

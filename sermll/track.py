@@ -35,9 +35,11 @@ class Tracker:
     @classmethod
     def of(cls, experiment: Experiment, run_dir: Path) -> "Tracker":
         """The tracker that an experiment asks for: its `tracking.mlflow`, MLFLOW_TRACKING_URI, or a SQLite file."""
-        uri: str | None = experiment.tracking.mlflow or os.environ.get("MLFLOW_TRACKING_URI")
-        uri = uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
-        return cls(run_dir, None if uri == "off" else uri, experiment.tracking.experiment or experiment.name)
+        uri: str | None = None
+        if experiment.tracking.mlflow is not False:
+            uri = experiment.tracking.mlflow or os.environ.get("MLFLOW_TRACKING_URI")
+            uri = uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+        return cls(run_dir, uri, experiment.tracking.experiment or experiment.name)
 
     def sync(self) -> None:
         """Send what is new. A failure is remembered and tried again a minute later; it never stops training."""

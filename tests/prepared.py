@@ -34,7 +34,7 @@ def tiny_settings(data: Path, runs: Path) -> dict[str, Any]:
             "embedding_dim": 8,
         },
         "optim": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
-        "tracking": {"runs": str(runs), "mlflow": "off"},
+        "tracking": {"runs": str(runs), "mlflow": False},
     }
 
 

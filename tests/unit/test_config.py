@@ -122,6 +122,12 @@ def test_changing_a_kind_leaves_the_former_kinds_settings_behind() -> None:
     assert resolve(tree, words).model.encoder.layer == 3  # type: ignore[union-attr]
 
 
+def test_tracking_is_turned_off_by_the_word_that_yaml_reads_as_false() -> None:
+    assert build("tracking.mlflow=off").tracking.mlflow is False
+    assert build("tracking.mlflow=http://x").tracking.mlflow == "http://x"
+    assert build().tracking.mlflow is None
+
+
 def test_sections_are_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
         build().optim.lr = 1.0  # type: ignore[misc]
