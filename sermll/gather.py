@@ -24,7 +24,7 @@ class Gathered:
         """(batch, ...) of the share to (global batch, ...), ordered by worker."""
         if self.workers == 1:
             return share
-        return _GatherRows.apply(share, self.sizes)  # type: ignore[return-value]
+        return _GatherRows.apply(share, self.sizes)
 
     def frames(self, share: Tensor) -> Tensor:
         """As `rows` for (batch, frames, ...): shares are first padded to the longest with zeros."""

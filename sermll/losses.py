@@ -104,7 +104,7 @@ def log_sum_exp_of_others(frames: Tensor) -> Tensor:
     Args:
         frames: [N, E], N at least 2.
     """
-    return _LogSumExpOfOthers.apply(frames)  # pyright: ignore[reportReturnType] - torch leaves `apply` untyped
+    return _LogSumExpOfOthers.apply(frames)
 
 
 class _LogSumExpOfOthers(torch.autograd.Function):

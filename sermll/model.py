@@ -37,7 +37,7 @@ class Recognizer(nn.Module):
             self.encoder: nn.Module = PretrainedEncoder(encoder)
         else:
             self.encoder = LogMelEncoder(**encoder.model_dump(exclude={"kind"}))
-        dim = int(self.encoder.dim)  # type: ignore[arg-type]
+        dim = int(self.encoder.dim)
         sizes = (dim, settings.pool.heads) if isinstance(settings.pool, config.FLAM) else ()
         self.pool = POOLS[settings.pool.kind](*sizes)
         self.project = nn.Linear(dim, settings.embedding_dim)

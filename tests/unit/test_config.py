@@ -130,7 +130,7 @@ def test_tracking_is_turned_off_by_the_word_that_yaml_reads_as_false() -> None:
 
 def test_sections_are_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
-        build().optim.lr = 1.0  # type: ignore[misc]
+        build().optim.lr = 1.0
 
 
 def test_run_id_depends_on_the_science_alone() -> None:
