@@ -1,5 +1,6 @@
 """One audio file in, one clean 16 kHz mono signal out, or a named reason why not."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from sermll.errors import AudioError
 
 SAMPLE_RATE_HZ = 16_000
 SHORTEST_S = 0.1
+LONGEST_S = 300.0
+"""What lasts longer is no utterance, but a recording to be cut into some."""
+LENGTH_UNKNOWN = 0x7FFF_0000
+"""From here on the length in a WAV header is what programs write that could not know it, as into a pipe."""
 SILENT_PEAK = 4
 """Largest absolute 16-bit sample value that still counts as silence (about -78 dB of full scale)."""
 
@@ -22,25 +27,42 @@ class Recording:
     """int16, shape (samples,), 16 kHz mono."""
     source_rate_hz: int
     source_channels: int
+    source_encoding: str
+    """As libsndfile calls it, such as PCM_16."""
 
 
-def read_recording(path: str | Path, trim_db: float | None = None) -> Recording:
+def read_recording(
+    path: str | Path, trim_db: float | None = None, start_s: float | None = None, end_s: float | None = None
+) -> Recording:
     """Decode a WAV or FLAC file, average its channels, resample to 16 kHz, optionally trim silent ends.
 
     Args:
         path: the file.
         trim_db: ends more than this many decibels below the loudest part are cut; None keeps them.
+        start_s: where to start in the file; None: at its start.
+        end_s: where to end; None: at its end.
 
     Raises:
-        AudioError: with reason 'corrupt', 'empty', 'nan', 'short' (under 0.1 s) or 'silent'.
+        AudioError: with reason 'corrupt', 'empty', 'nan', 'short' (under 0.1 s), 'long' (over 300 s), 'segment' (beyond
+            the file's end) or 'silent'.
     """
     try:
-        frames, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-        announced = soundfile.info(path).frames
+        info = soundfile.info(path)
+        rate_hz = info.samplerate
+        missing = _missing_bytes(info.extra_info)
+        if missing:
+            raise AudioError("corrupt", f"is cut off: {missing} bytes are missing at its end")
+        start = 0 if start_s is None else round(start_s * rate_hz)
+        stop = info.frames if end_s is None else round(end_s * rate_hz)
+        if not 0 <= start < max(stop, 1) or stop > info.frames:
+            raise AudioError("segment", f"lasts {info.duration:.3f} s; {start_s} to {end_s} s is not within it")
+        if stop - start > LONGEST_S * rate_hz:
+            raise AudioError("long", f"lasts {(stop - start) / rate_hz:.0f} s; {LONGEST_S:g} s is the most")
+        frames, _ = soundfile.read(path, start=start, stop=stop, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise AudioError("corrupt", f"cannot be decoded: {error}") from None
-    if len(frames) < announced:
-        raise AudioError("corrupt", f"ends after {len(frames)} of {announced} sample frames")
+    if len(frames) < stop - start:
+        raise AudioError("corrupt", f"ends after {len(frames)} of {stop - start} sample frames")
     if len(frames) == 0:
         raise AudioError("empty", "holds no samples")
     signal = frames.mean(axis=1)
@@ -56,7 +78,15 @@ def read_recording(path: str | Path, trim_db: float | None = None) -> Recording:
         raise AudioError("silent", "is silent")
     if len(samples) < SHORTEST_S * SAMPLE_RATE_HZ:
         raise AudioError("short", f"lasts {len(samples) / SAMPLE_RATE_HZ:.3f} s once trimmed")
-    return Recording(samples, rate_hz, frames.shape[1])
+    return Recording(samples, rate_hz, frames.shape[1], info.subtype)
+
+
+def _missing_bytes(log: str) -> int:
+    """How much of a WAV file is missing; libsndfile plays what is there and tells it in its log alone."""
+    told = re.search(r"^data\s*:\s*(\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    if told is None or int(told[1]) >= LENGTH_UNKNOWN:
+        return 0
+    return max(0, int(told[1]) - int(told[2]))
 
 
 def resample(signal: np.ndarray, rate_hz: int) -> np.ndarray:

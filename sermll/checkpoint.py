@@ -1,7 +1,8 @@
 """Checkpoints that are whole or refused, and never run code when they are read.
 
-A checkpoint is a folder: `model.safetensors`, `optimizer.pt` (read with weights_only), further files of the caller,
-and `checkpoint.json`, written last, which holds the caller's notes and the SHA-256 of every other file.
+A checkpoint is a folder: `model.safetensors`, `trained.safetensors` if training goes on from other weights than those
+that are scored, `optimizer.pt` (read with weights_only), further files of the caller, and `checkpoint.json`, written
+last, which holds the caller's notes and the SHA-256 of every other file.
 """
 
 import json
@@ -52,12 +53,12 @@ class Checkpoint:
                 raise CheckpointError(f"{file}: truncated or changed since it was written")
         return cls(path, notes)
 
-    def model(self) -> dict[str, Tensor]:
-        """The model's tensors, on the CPU."""
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a module, on the CPU."""
         try:
-            return load_file(self.path / "model.safetensors")
+            return load_file(self.path / f"{name}.safetensors")
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path}/model.safetensors: cannot be read ({error})") from None
+            raise CheckpointError(f"{self.path}/{name}.safetensors: cannot be read ({error})") from None
 
     def optimizer(self) -> dict[str, Any]:
         """The optimiser's state, on the CPU."""
@@ -66,22 +67,32 @@ class Checkpoint:
         except Exception as error:  # torch raises what the unpickler met
             raise CheckpointError(f"{self.path}/optimizer.pt: cannot be read ({error})") from None
 
-    def load_into(self, module: nn.Module) -> None:
-        """Set a module's parameters.
+    def load_into(self, module: nn.Module, name: str = "model") -> None:
+        """Set a module's parameters: those that are scored, or those "trained".
 
         Raises:
             CheckpointError: the checkpoint's tensors are not the module's.
         """
         try:
-            module.load_state_dict(self.model())
+            module.load_state_dict(self.tensors(name))
         except RuntimeError as error:
             raise CheckpointError(f"{self.path}: does not fit the model ({str(error).splitlines()[0]})") from None
 
 
-def save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, notes: Mapping[str, Any]) -> None:
-    """Write a checkpoint into the folder `path`, which may already hold further files to be guarded."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, path / "model.safetensors")
+def save(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, notes: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint into the folder `path`, which may already hold further files to be guarded.
+
+    Args:
+        path: an existing folder.
+        modules: "model", what is scored, and "trained" if it is another.
+        optimizer: its state is kept.
+        notes: what to remember, as JSON.
+    """
+    for name, module in modules.items():
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+        save_file(tensors, path / f"{name}.safetensors")
     torch.save(optimizer.state_dict(), path / "optimizer.pt")
     files = {file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.is_file()}
     text = json.dumps({"format": FORMAT, "files": files, **notes})

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sermll import __version__
-from sermll.errors import DataError, SermllError
+from sermll.errors import ConfigError, DataError, ProtocolError, SermllError
+from sermll.rows import Corpus
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sermll {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
+    corpora = _verb(
+        verbs,
+        "corpora",
+        _corpora,
+        "the corpora sermll knows; with a name, its datasheet: layout, classes, folds, counts, traps, licence",
+        "sermll corpora iemocap",
+    )
+    corpora.add_argument("corpus", nargs="?", help="show this one's datasheet")
+
+    download = _verb(
+        verbs,
+        "download",
+        _download,
+        "fetch a corpus whose licence allows it; resumes what was cut off",
+        "sermll download ravdess --out ~/RAVDESS --accept-licence",
+    )
+    download.add_argument("corpus", help="a corpus that `sermll corpora` marks as downloadable")
+    download.add_argument("--out", type=Path, required=True, help="folder for the corpus")
+    download.add_argument("--accept-licence", action="store_true", help="you have read the licence and agree to it")
+
     prepare = _verb(
         verbs,
         "prepare",
@@ -48,9 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         "corpus folder to content-hashed Arrow shards",
         "sermll prepare ravdess --root ~/RAVDESS --out data/ravdess",
     )
-    prepare.add_argument("corpus", help="ravdess, emodb, or synthetic (built in)")
+    prepare.add_argument("corpus", help="one of `sermll corpora`, or your own: manifest, audformat, audiofolder")
     prepare.add_argument("--root", type=Path, help="the corpus folder; synthetic: made beside --out if not given")
     prepare.add_argument("--out", type=Path, required=True, help="folder for the prepared data")
+    prepare.add_argument("--classes", metavar="A,B,...", help="your own corpus: its classes in order (alphabetical)")
     prepare.add_argument("--trim-db", type=float, metavar="DB", help="cut ends this far below the loudest part")
     prepare.add_argument(
         "--max-problems",
@@ -59,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="fail above this share of files (0.01)",
     )
+
+    audit = _verb(
+        verbs,
+        "audit",
+        _audit,
+        "look for leaks, copies, label noise and bad recordings; exit status 1 if training and test overlap",
+        "sermll audit data/ravdess emobox",
+    )
+    audit.add_argument("data", type=Path, metavar="DATA", help="folder written by `sermll prepare`")
+    audit.add_argument("protocol", nargs="?", default="default", help="fold list or file, as protocol.folds (default)")
+    audit.add_argument("--labels", default="default", help="label space, as data.labels")
+    audit.add_argument("--out", type=Path, help="folder for the page; default: audit-<corpus>")
 
     train = _verb(
         verbs,
@@ -117,34 +151,24 @@ def _verb(
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from sermll.corpora import CORPORA
-    from sermll.errors import ConfigError
     from sermll.prepare import prepare
 
-    corpus = CORPORA.get(options.corpus)
-    if corpus is None:
-        raise ConfigError(f"no corpus {options.corpus!r}; known: {', '.join(CORPORA)}")
-    root = options.root
-    if root is None:
-        if corpus.generate is None:
-            raise ConfigError(f"--root is needed: the folder that holds {corpus.title}")
-        root = options.out.with_name(f"{options.out.name}-audio")
-        if not root.exists():
-            print(f"generating {corpus.title} in {root}", file=sys.stderr)
-            corpus.generate(root)
+    corpus, root = _source(options)
     done = prepare(corpus, root, options.out, options.trim_db)
     manifest = done.prepared.manifest
     problems = sum(manifest["problems"].values())
     print(f"{corpus.title}: {manifest['utterances']} utterances, {manifest['hours']:.2f} h, ", end="")
     print(f"{len(manifest['speakers'])} speakers{'' if done.made else ' (already prepared, nothing done)'}")
     for name, count in manifest["counts"].items():
-        published = manifest["published_counts"][name]
+        published = manifest["published_counts"].get(name, count)
         print(f"  {name:<12} {count:>6}{'' if count == published else f'   published: {published}'}")
     for group in manifest["identical_audio"]:
         print(f"  identical audio: {' = '.join(group)}")
     print(f"problems: {problems}" + (f", listed in {options.out / 'problems.csv'}" if problems else ""))
     for reason, count in manifest["problems"].items():
         print(f"  {reason:<12} {count:>6}")
+    for reason, count in manifest["noted"].items():
+        print(f"  {reason:<12} {count:>6}   used all the same, see {options.out / 'problems.csv'}")
     print(f"data hash {manifest['data_hash'][:12]} in {options.out}")
     if options.json:
         _print_json(
@@ -164,7 +188,104 @@ def _prepare(options: argparse.Namespace) -> int:
             "--max-problems accepts it"
         )
     if not options.json:
-        print(f"next: sermll train experiments/{corpus.name}.yaml data.path={options.out}")
+        print(f"next: sermll audit {options.out}")
+    return 0
+
+
+def _source(options: argparse.Namespace) -> tuple[Corpus, Path]:
+    """The corpus that `prepare` is asked for, and its folder."""
+    from sermll.corpora import FORMATS
+
+    root = options.root
+    if options.corpus in FORMATS:
+        if root is None:
+            raise ConfigError(f"--root is needed: your {options.corpus}")
+        classes = tuple(options.classes.split(",")) if options.classes else None
+        return FORMATS[options.corpus](root, options.out.name, classes)
+    corpus = _known(options.corpus)
+    if options.classes:
+        raise ConfigError(f"--classes has no effect: {corpus.title} has its own; data.labels joins or drops them")
+    if root is None:
+        if corpus.generate is None:
+            raise ConfigError(f"--root is needed: the folder that holds {corpus.title}")
+        root = options.out.with_name(f"{options.out.name}-audio")
+        if not root.exists():
+            print(f"generating {corpus.title} in {root}", file=sys.stderr)
+            corpus.generate(root)
+    return corpus, root
+
+
+def _known(name: str) -> Corpus:
+    from sermll.corpora import CORPORA, FORMATS
+
+    if name not in CORPORA:
+        raise ConfigError(f"no corpus {name!r}; known: {', '.join(CORPORA)}; your own: {', '.join(FORMATS)}")
+    return CORPORA[name]
+
+
+def _corpora(options: argparse.Namespace) -> int:
+    from sermll import corpora
+
+    if options.corpus in corpora.FORMATS:
+        print(f"{corpora.datasheet(options.corpus)}\n")
+        print(f"next: sermll prepare {options.corpus} --root DIR --out data/mine")
+        shown = []
+    elif options.corpus is not None:
+        corpus = _known(options.corpus)
+        print(f"{corpora.datasheet(corpus.name)}\n")
+        print(f"next: {_how_to_get(corpus)}")
+        shown = [corpus]
+    else:
+        print(f"{'name':<12}{'utterances':>11}{'classes':>9}  {'folds':<18}{'licence':<36}")
+        shown = list(corpora.CORPORA.values())
+        for corpus in shown:
+            folds = ", ".join([*corpus.folds] or [corpus.default_folds])
+            row = f"{corpus.name:<12}{sum(corpus.counts.values()):>11}{len(corpus.classes):>9}  {folds:<18}"
+            print(f"{row}{corpus.licence}")
+        print(f"\nyour own: sermll prepare {'|'.join(corpora.FORMATS)} --root DIR --out data/mine")
+        print("next: sermll corpora NAME for a datasheet")
+    if options.json:
+        _print_json([corpora.facts(corpus) for corpus in shown])
+    return 0
+
+
+def _how_to_get(corpus: Corpus) -> str:
+    """The command that comes after a datasheet."""
+    prepare = f"sermll prepare {corpus.name} --root DIR --out data/{corpus.name}"
+    if corpus.generate is not None:
+        return f"sermll prepare {corpus.name} --out data/{corpus.name}"
+    if corpus.archives:
+        return f"sermll download {corpus.name} --out DIR --accept-licence, then {prepare}"
+    return f"ask for it at {corpus.source}, then {prepare}"
+
+
+def _download(options: argparse.Namespace) -> int:
+    from sermll.download import download
+
+    corpus = _known(options.corpus)
+    folder = download(corpus, options.out, options.accept_licence)
+    print(f"{corpus.title} in {folder}")
+    print(f"licence {corpus.licence}; cite {corpus.citation}")
+    print(f"next: sermll prepare {corpus.name} --root {folder} --out data/{corpus.name}")
+    if options.json:
+        _print_json({"path": str(folder), "corpus": corpus.name})
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from sermll.audit import audit, text
+    from sermll.audit_page import build
+
+    found = audit(options.data, options.protocol, options.labels)
+    page = build(found, options.out or Path(f"audit-{found.design.prepared.corpus}"))
+    print(text(found))
+    print(f"page     {page}")
+    if options.json:
+        _print_json(found.as_json())
+    if found.leaks:
+        raise ProtocolError(f"{len(found.leaks)} leaks, see above; numbers from these folds would be too high")
+    if not options.json:
+        print(f"next: sermll train experiments/{found.design.prepared.corpus}.yaml data.path={options.data}")
     return 0
 
 

@@ -41,6 +41,14 @@ class Data(Section):
     crop_s: float = Field(
         default=6.25, gt=0.1, description="longest training crop in seconds, placed at random each epoch"
     )
+    labels: str | dict[str, tuple[str, ...]] = Field(
+        default="default",
+        description="label space: native, 4class, shared:CORPUS+CORPUS, or classes with their labels; "
+        "default: the corpus's usual one",
+    )
+    targets: Literal["hard", "soft"] = Field(
+        default="hard", description="soft: the shares of the annotators' votes are what the losses are told"
+    )
     eval_crop_s: float = Field(
         default=30.0, gt=0.1, description="longest crop scored, in seconds, taken from the middle"
     )
@@ -50,11 +58,19 @@ class Protocol(Section):
     """Who is tested, who is held back for choosing, who is trained on."""
 
     folds: str = Field(
-        default="default", description="a fold list of the corpus, or 'speaker' / 'session' to leave one out"
+        default="default",
+        description="a fold list of the corpus; 'speaker', 'session' or 'fold' to leave one out; or a YAML file",
     )
     dev_speakers: int | Auto = Field(
         default="auto",
         description="the next so many speakers after the test group are dev; auto: a tenth of the rest",
+    )
+
+    select: Literal["dev_ua", "dev_loss", "last"] = Field(
+        default="dev_ua", description="which epoch is the result: the best by dev UA or by dev loss, or the last"
+    )
+    allow_leak: bool = Field(
+        default=False, description="run although train, dev and test overlap; every result says that it leaks"
     )
 
     @model_validator(mode="after")
@@ -124,6 +140,10 @@ class LogMel(Section):
     dim: int = Field(default=128, ge=16, le=1024, description="width of a frame")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="share of values dropped in training")
     spec_augment: bool = Field(default=True, description="mask bands of time and frequency in training")
+    channels: int = Field(default=16, ge=4, le=256, description="channels of the first of four convolutions")
+    warp: float = Field(
+        default=0.0, ge=0, le=0.3, description="scale frequencies in training by up to this share, as other speakers'"
+    )
 
 
 class FLAM(Section):
@@ -230,6 +250,13 @@ class Optim(Section):
     decay: float = Field(default=0.875, gt=0, le=1, description="factor on both rates after each epoch")
     decay_epochs: int = Field(default=20, ge=0, description="epochs after which the rates stay")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay (0: plain Adam)")
+    average: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share that the scored weights keep of themselves at each step, the rest comes from the trained "
+        "ones; 0: the trained ones are scored, 0.995: roughly their mean over 200 steps",
+    )
     clip_norm: float = Field(default=5.0, gt=0, description="largest norm of the gradient")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast of the model's forward pass")
 
@@ -285,14 +312,20 @@ class Experiment(Section):
         return self
 
     def science(self) -> dict[str, Any]:
-        """The settings that decide the numbers: all but the machines, the places and the choice of folds."""
-        outside = {"name": True, "fold": True, "resources": True, "tracking": True, "data": {"path": True}}
+        """The settings that decide the numbers, beside the protocol: not the machines, nor the choice of folds."""
+        protocol = {"data": {"path": True, "labels": True, "targets": True}, "protocol": True}
+        outside = {"name": True, "fold": True, "resources": True, "tracking": True, **protocol}
         return self.model_dump(mode="json", exclude=outside)
 
 
-def run_id(experiment: Experiment, data_hash: str) -> str:
-    """Twelve hex digits naming the run: same settings and same data give the same id on any machine."""
-    text = json.dumps({"config": experiment.science(), "data": data_hash}, sort_keys=True)
+def run_id(experiment: Experiment, protocol_hash: str) -> str:
+    """Twelve hex digits naming the run: same settings, data and folds give the same id on any machine.
+
+    Args:
+        experiment: the settings.
+        protocol_hash: names data, label space, targets, folds, dev rule and selection rule, see `Design.hash`.
+    """
+    text = json.dumps({"config": experiment.science(), "protocol": protocol_hash}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

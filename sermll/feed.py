@@ -5,7 +5,7 @@ Data turns into padded batches, in order, ahead of the training step, and throug
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 from sermll import config
 from sermll.audio import to_float
 from sermll.cluster import DATA_CPUS
+from sermll.labels import Labelled
 from sermll.mixup import eam, lam, mix_labels
 from sermll.plan import Plan, eval_plan, train_plan
 from sermll.shards import Prepared, Waveforms
@@ -38,8 +39,10 @@ class Feed:
     row: np.ndarray
     num_samples: np.ndarray
     labels: np.ndarray
-    num_classes: int
-    rows: dict[str, np.ndarray]
+    """int64 (utterances,): what metrics count; -1 for utterances of no split."""
+    targets: np.ndarray
+    """float32 (utterances, classes): label distributions, what losses are told."""
+    rows: Mapping[str, np.ndarray]
     """Row numbers of each split."""
     data: config.Data
     mixup: config.EAM | config.LAM | config.NoMixup
@@ -47,7 +50,14 @@ class Feed:
     seed: int
 
     @classmethod
-    def of(cls, key: str, experiment: config.Experiment, prepared: Prepared, rows: dict[str, np.ndarray]) -> "Feed":
+    def of(
+        cls,
+        key: str,
+        experiment: config.Experiment,
+        prepared: Prepared,
+        labelled: Labelled,
+        rows: Mapping[str, np.ndarray],
+    ) -> "Feed":
         """The feed of a fold whose splits are `rows`."""
         return cls(
             key=key,
@@ -55,8 +65,8 @@ class Feed:
             shard=prepared.table["shard"].to_numpy(),
             row=prepared.table["row"].to_numpy(),
             num_samples=prepared.num_samples,
-            labels=prepared.labels,
-            num_classes=len(prepared.classes),
+            labels=labelled.labels,
+            targets=labelled.targets,
             rows=rows,
             data=experiment.data,
             mixup=experiment.mixup,
@@ -90,6 +100,8 @@ class Batch:
     """float32 (batch, samples), zero-padded to the longest."""
     lengths: np.ndarray
     """int64 (batch,): valid samples."""
+    labels: np.ndarray
+    """int64 (batch,): class before mixing, what metrics count."""
     targets: np.ndarray
     """float32 (batch, classes): label distributions."""
 
@@ -114,16 +126,14 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
     positions = plan.batch(index, rank, workers)
     lengths = plan.length[positions]
     waveform = np.zeros((len(positions), int(lengths.max(initial=0))), np.float32)
-    targets = np.zeros((len(positions), feed.num_classes), np.float32)
-
-    one_hot = np.eye(feed.num_classes, dtype=np.float32)
+    targets = np.zeros((len(positions), feed.targets.shape[1]), np.float32)
 
     def cropped(position: int) -> np.ndarray:
         start, length = plan.crop_start[position], plan.crop_length[position]
         return to_float(waveforms[plan.rows[position]][start : start + length])
 
     def label(position: int) -> np.ndarray:
-        return one_hot[feed.labels[plan.rows[position]]]
+        return feed.targets[plan.rows[position]]
 
     for place, position in enumerate(positions.tolist()):
         signal, target = cropped(position), label(position)
@@ -143,7 +153,8 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
             target = mix_labels(target, label(partner), share)
         waveform[place, : len(signal)] = signal
         targets[place] = target
-    return Batch(epoch, split, index, plan.rows[positions], waveform, lengths, targets)
+    rows = plan.rows[positions]
+    return Batch(epoch, split, index, rows, waveform, lengths, feed.labels[rows], targets)
 
 
 def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
@@ -187,7 +198,7 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         for row in range(len(table)):
-            yield _from_table(table, row, feed.num_classes)
+            yield _from_table(table, row, feed.targets.shape[1])
 
 
 class _Rest:
@@ -222,6 +233,7 @@ def _to_table(batches: Iterator[Batch]) -> pa.Table:
             "index": batch.index,
             "rows": batch.rows,
             "lengths": batch.lengths,
+            "labels": batch.labels,
             "targets": batch.targets.ravel(),
             "waveform": batch.waveform.tobytes(),
         }
@@ -237,6 +249,7 @@ _BATCH_SCHEMA = pa.schema(
         ("index", pa.int64()),
         ("rows", pa.list_(pa.int64())),
         ("lengths", pa.list_(pa.int64())),
+        ("labels", pa.list_(pa.int64())),
         ("targets", pa.list_(pa.float32())),
         ("waveform", pa.large_binary()),
     ]
@@ -254,5 +267,6 @@ def _from_table(table: pa.Table, row: int, num_classes: int) -> Batch:
         rows=rows,
         waveform=waveform.reshape(len(rows), -1) if len(rows) else waveform.reshape(0, 0),
         lengths=np.array(cells["lengths"].as_py(), np.int64),
+        labels=np.array(cells["labels"].as_py(), np.int64),
         targets=np.array(cells["targets"].as_py(), np.float32).reshape(len(rows), num_classes),
     )

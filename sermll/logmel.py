@@ -9,13 +9,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torchaudio.transforms import MelSpectrogram
+from torchaudio.functional import melscale_fbanks
+from torchaudio.transforms import Spectrogram
 
 SAMPLE_RATE_HZ = 16_000
 WINDOW = 1024
 HOP = 320
 TIME_STRIDES = (2, 2, 1, 1)
-CHANNELS = (16, 32, 64, 64)
+WIDTHS = (1, 2, 4, 4)
+"""Channels of the convolutions, in multiples of the first one's."""
 QUIETEST = 1e-7
 """Floor of mel power before the logarithm: below the quantisation noise of 16-bit audio."""
 
@@ -28,25 +30,40 @@ class LogMelEncoder(nn.Module):
         dim: width of a frame, even.
         dropout: share of values dropped in training, 0 to below 1.
         spec_augment: mask bands of time and of frequency in training (Park et al., Interspeech 2019).
+        channels: channels of the first convolution; the others have twice and four times as many.
+        warp: in training, each utterance's frequencies are scaled by up to this share up or down, as if another vocal
+            tract spoke (Jaitly and Hinton, ICML workshop 2013); 0 to below 1.
     """
 
-    def __init__(self, mels: int = 80, dim: int = 128, dropout: float = 0.2, spec_augment: bool = True) -> None:
+    filters: Tensor
+
+    def __init__(
+        self,
+        mels: int = 80,
+        dim: int = 128,
+        dropout: float = 0.2,
+        spec_augment: bool = True,
+        channels: int = 16,
+        warp: float = 0.0,
+    ) -> None:
         super().__init__()
         if dim % 2:
             raise ValueError(f"dim must be even, one half for each direction of the GRU, got {dim}")
         self.dim = dim
         self.spec_augment = spec_augment
-        self.spectrogram = MelSpectrogram(
-            SAMPLE_RATE_HZ, n_fft=WINDOW, hop_length=HOP, n_mels=mels, f_min=50.0, pad_mode="constant"
-        )
+        self.warp = warp
+        # torchaudio's MelSpectrogram with power=2 does the same, by way of square roots that cost a tenth of training.
+        self.spectrum = Spectrogram(n_fft=WINDOW, hop_length=HOP, power=None, pad_mode="constant")
+        filters = melscale_fbanks(WINDOW // 2 + 1, 50.0, SAMPLE_RATE_HZ / 2, mels, SAMPLE_RATE_HZ)
+        self.register_buffer("filters", filters)
         blocks = []
-        channels, bands = 2, mels
-        for wider, stride in zip(CHANNELS, TIME_STRIDES, strict=True):
-            blocks.append(ConvBlock(channels, wider, stride))
-            channels, bands = wider, (bands + 1) // 2
+        before, bands = 2, mels
+        for width, stride in zip(WIDTHS, TIME_STRIDES, strict=True):
+            blocks.append(ConvBlock(before, width * channels, stride))
+            before, bands = width * channels, (bands + 1) // 2
         self.blocks = nn.ModuleList(blocks)
         self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(channels * bands, dim)
+        self.project = nn.Linear(before * bands, dim)
         self.recurrent = nn.GRU(dim, dim // 2, batch_first=True, bidirectional=True)
         self.norm = nn.LayerNorm(dim)
 
@@ -62,10 +79,8 @@ class LogMelEncoder(nn.Module):
             [batch, frames], true where a frame belongs to the utterance.
         """
         counts = lengths // HOP + 1
-        frames = self.spectrogram(waveform).clamp_min(QUIETEST).log().transpose(1, 2)
-        mask = _valid(counts, frames.shape[1])
-        # How each band changes, and, beside it, how the bands differ, which tells pitch and voice quality.
-        maps = torch.stack([normalized(frames, mask, per_band=True), normalized(frames, mask, per_band=False)], dim=1)
+        with torch.autocast(waveform.device.type, enabled=False):  # 8 bits are too few for sums of squares
+            maps = self._maps(waveform, counts)
         if self.training and self.spec_augment:
             maps = masked_bands(maps, counts)
         maps = maps.contiguous(memory_format=torch.channels_last)  # half the time on a CPU
@@ -78,6 +93,18 @@ class LogMelEncoder(nn.Module):
         context, _ = pad_packed_sequence(context, batch_first=True, total_length=frames.shape[1])
         frames = self.norm(frames + self.dropout(context))
         return frames.masked_fill(~mask.unsqueeze(2), 0.0), mask
+
+    def _maps(self, waveform: Tensor, counts: Tensor) -> Tensor:
+        """Log-mel spectrogram in two normalisations, float32 [batch, 2, frames, mels]."""
+        filters = self.filters
+        if self.training and self.warp:
+            filters = warped(filters, 1 + self.warp * (2 * torch.rand(len(waveform), device=waveform.device) - 1))
+        spectrum = self.spectrum(waveform).transpose(1, 2)
+        power = spectrum.real.square() + spectrum.imag.square()
+        frames = (power @ filters).clamp_min(QUIETEST).log()
+        mask = _valid(counts, frames.shape[1])
+        # How each band changes, and, beside it, how the bands differ, which tells pitch and voice quality.
+        return torch.stack([normalized(frames, mask, per_band=True), normalized(frames, mask, per_band=False)], dim=1)
 
 
 class ConvBlock(nn.Module):
@@ -134,6 +161,7 @@ class MaskedBatchNorm(nn.Module):
             maps: [batch, channels, frames, bands].
             valid: bool [batch, 1, frames, 1], true where a frame is no padding.
         """
+        maps = maps.float()  # bf16 has too few bits for the sums
         mean, variance = self.running_mean, self.running_variance
         if self.training:
             heard = maps * valid
@@ -148,6 +176,22 @@ class MaskedBatchNorm(nn.Module):
                 self.running_variance.lerp_(variance, self.MOMENTUM)
         scale = self.gain * (variance + 1e-5).rsqrt()
         return maps * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+
+def warped(filters: Tensor, factor: Tensor) -> Tensor:
+    """Filters for a spectrum whose frequencies are scaled, one bank for each utterance.
+
+    Args:
+        filters: [frequencies, bands].
+        factor: [batch] of what is heard at a frequency, times its factor, the filters hear.
+
+    Returns:
+        [batch, frequencies, bands], interpolated between neighbouring frequencies.
+    """
+    last = len(filters) - 1
+    place = (torch.arange(last + 1, device=filters.device) * factor.unsqueeze(1)).clamp(max=last)
+    below = place.floor().long().clamp(max=last - 1)
+    return torch.lerp(filters[below], filters[below + 1], (place - below).unsqueeze(2))
 
 
 def normalized(frames: Tensor, mask: Tensor, *, per_band: bool) -> Tensor:

@@ -1,10 +1,11 @@
 """The training loop of one fold, as each Ray Train worker runs it: epoch by epoch, scored, checkpointed, resumable."""
 
+import copy
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -70,15 +71,24 @@ def _train(job: FoldJob) -> dict[str, Any]:
     system = System(settings, len(job.classes)).to(device)
     optimizer = make_optimizer(system, settings.optim)
 
+    averaged = copy.deepcopy(system) if settings.optim.average else None
+
     resumed, faults = checkpoint.newest(job.checkpoints, job.run)
     history: list[dict[str, Any]] = []
     if resumed is not None:
-        resumed.load_into(system)
+        resumed.load_into(system, "model" if averaged is None else "trained")
+        if averaged is not None:
+            resumed.load_into(averaged)
         optimizer.load_state_dict(resumed.optimizer())
         history = resumed.notes["history"]
         if rank == 0:  # a kill may have come between the checkpoint and this file
             write_json(Path(job.folder) / "history.json", history)
     parallel = _parallel(system, device)
+
+    def step() -> None:
+        optimizer.step()
+        if averaged is not None:
+            average(averaged, system, settings.optim.average)
 
     batches = stream(job.feed, len(history), settings.optim.epochs, rank, workers)
     for epoch, phases in groupby(batches, key=lambda batch: batch.epoch):
@@ -94,10 +104,10 @@ def _train(job: FoldJob) -> dict[str, Any]:
         test_scores = Scores.empty(len(job.classes), settings.model.embedding_dim)
         for split, members in groupby(phases, key=lambda batch: batch.split):
             if split == "train":
-                row |= train_epoch(parallel, optimizer, _timed(members), settings.optim.clip_norm, device, job.ids)
+                row |= train_epoch(parallel, step, _timed(members), settings.optim.clip_norm, device, job.ids)
                 continue
             started = time.perf_counter()
-            scores = score(system, members, len(job.classes), device).gathered()
+            scores = score(averaged or system, members, len(job.classes), device).gathered()
             row[f"{split}_confusion"] = metrics.confusion(scores.labels, scores.predicted, len(job.classes)).tolist()
             row["eval_s"] = row.get("eval_s", 0.0) + time.perf_counter() - started
             if split == "dev":
@@ -107,8 +117,16 @@ def _train(job: FoldJob) -> dict[str, Any]:
             else:
                 test_scores = scores
         history.append(row)
-        _report(job, system, optimizer, history, test_scores, rank)
+        modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
+        _report(job, modules, optimizer, history, test_scores, rank)
     return {"epochs": len(history), "faults": faults}
+
+
+def selection_scores(rule: str, history: list[dict[str, Any]]) -> list[float]:
+    """What each epoch is chosen by, the highest wins: dev UA, minus the dev loss, or the number of the epoch."""
+    return [
+        float({"dev_ua": row["dev_ua"], "dev_loss": -row["dev_loss"], "last": row["epoch"]}[rule]) for row in history
+    ]
 
 
 def make_optimizer(system: System, optim: config.Optim) -> torch.optim.Optimizer:
@@ -132,7 +150,7 @@ def set_rates(optimizer: torch.optim.Optimizer, optim: config.Optim, epoch: int)
 
 def train_epoch(
     system: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    step: Callable[[], None],
     batches: Iterator[tuple[Batch, float]],
     clip_norm: float,
     device: torch.device,
@@ -142,7 +160,7 @@ def train_epoch(
 
     Args:
         system: the system, possibly wrapped for data-parallel training.
-        optimizer: steps after every batch.
+        step: called after every batch, when the gradients are there.
         batches: this worker's shares, each with the seconds it was waited for.
         clip_norm: largest norm of the gradient.
         device: where the system lies.
@@ -160,12 +178,12 @@ def train_epoch(
     for batch, wait_s in batches:
         waveform, lengths, target = to_device(batch, device)
         terms = system(waveform, lengths, target)
-        optimizer.zero_grad(set_to_none=True)
+        system.zero_grad(set_to_none=True)
         terms["loss"].backward()
         norm = nn.utils.clip_grad_norm_(system.parameters(), clip_norm)
         if not torch.isfinite(norm):  # the same on every worker, and never finite when the loss is not
             _refuse(batch, {**terms, "grad_norm": norm}, ids)
-        optimizer.step()
+        step()
         for name, value in {**terms, "grad_norm": norm}.items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
         num_batches, num_rows, waited_s = num_batches + 1, num_rows + len(target), waited_s + wait_s
@@ -177,6 +195,20 @@ def train_epoch(
         "utterances_per_s": num_rows / train_s,
         "data_wait_share": waited_s / train_s,
     }
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, trained: nn.Module, keep: float) -> None:
+    """Move the averaged weights towards the trained ones: keep * averaged + (1 - keep) * trained.
+
+    Averaging over steps steadies the scores from epoch to epoch, and with them the choice on a small dev set (Polyak
+    averaging; Izmailov et al., UAI 2018). Every worker does the same to the same weights.
+    """
+    for held, new in zip(averaged.state_dict().values(), trained.state_dict().values(), strict=True):
+        if held.is_floating_point():
+            held.lerp_(new, 1 - keep)
+        else:
+            held.copy_(new)
 
 
 def _mean_over_workers(value: torch.Tensor) -> float:
@@ -257,12 +289,12 @@ def score(system: System, batches: Iterator[Batch], num_classes: int, device: to
     for batch in batches:
         if len(batch.rows) == 0:  # fewer utterances than workers in the last batch
             continue
-        waveform, lengths, target = to_device(batch, device)
+        waveform, lengths, _ = to_device(batch, device)
         output = system.recognize(waveform, lengths)
         scored.append(
             Scores(
                 rows=batch.rows,
-                labels=target.argmax(dim=1).cpu().numpy(),
+                labels=batch.labels,
                 logits=output.logits.cpu().numpy(),
                 embeddings=output.embedding.cpu().numpy(),
             )
@@ -303,7 +335,7 @@ def _seed(*key: int) -> None:
 
 def _report(
     job: FoldJob,
-    system: System,
+    modules: Mapping[str, System],
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, Any]],
     scores: Scores,
@@ -313,8 +345,9 @@ def _report(
     import ray.train
 
     row = history[-1]
-    # Ray keeps the checkpoints of the highest score beside the latest; of equal dev UA the earliest epoch wins.
-    summary = {"epoch": row["epoch"], "dev_ua": row["dev_ua"], "score": row["dev_ua"] - 1e-7 * row["epoch"]}
+    # Ray keeps the checkpoint of the highest score beside the latest; of equal ones the earliest epoch wins.
+    value = selection_scores(job.settings["protocol"]["select"], history)[-1]
+    summary = {"epoch": row["epoch"], "dev_ua": row["dev_ua"], "score": value - 1e-7 * row["epoch"]}
     if rank != 0:
         ray.train.report(summary)
         return
@@ -322,7 +355,7 @@ def _report(
         folder = Path(name)
         write_predictions(folder / PREDICTIONS, job, scores)
         notes = {"run": job.run, "epoch": row["epoch"], "history": history}
-        checkpoint.save(folder, system, optimizer, notes)
+        checkpoint.save(folder, modules, optimizer, notes)
         ray.train.report(summary, checkpoint=ray.train.Checkpoint.from_directory(folder))
     write_json(Path(job.folder) / "history.json", history)
 

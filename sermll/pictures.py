@@ -314,6 +314,94 @@ def embedding(folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]]
     return figure
 
 
+def balance(counts: NDArray[np.int64], speakers: Sequence[str], classes: Sequence[str]) -> Figure:
+    """Utterances of each speaker and class: holes and heaps are seen at a glance.
+
+    Args:
+        counts: [S, C] utterances.
+        speakers: S names.
+        classes: C names.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    few = len(speakers) <= 40
+    figure = _figure(min(11.0, max(5.0, 0.9 * len(classes) + 1.6)), min(11.0, max(2.2, 0.21 * len(speakers) + 0.9)))
+    axes = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("count", ["#ffffff", "#c6dbee", "#5a9bd0", ACCENT])
+    across, down = np.arange(len(classes) + 1) - 0.5, np.arange(len(speakers) + 1) - 0.5
+    largest = int(counts.max(initial=1))
+    mesh = axes.pcolormesh(
+        across, down, counts, cmap=shades, vmin=0, vmax=largest, edgecolors="white", linewidth=0.8 if few else 0
+    )
+    axes.invert_yaxis()
+    if few:
+        for row, column in np.ndindex(*counts.shape):
+            ink = "white" if counts[row, column] > 0.6 * largest else _INK
+            ink = _WARNING if counts[row, column] == 0 else ink
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=ink, fontsize=7.5)
+        axes.set_yticks(range(len(speakers)), [_short(name, 16) for name in speakers])
+    else:
+        axes.set_yticks([])
+        figure.colorbar(mesh, ax=axes, label="utterances", shrink=0.6)
+    axes.set_ylabel("speaker" if few else f"{len(speakers)} speakers")
+    axes.set_xticks(range(len(classes)), [_short(name, 12) for name in classes])
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def spread(values: Mapping[str, NDArray[np.float64]], label: str) -> Figure:
+    """A row for each class: the median, the middle half as a box, 5 to 95 % as a line.
+
+    Args:
+        values: [utterances] of each class.
+        label: what they are, with the unit.
+    """
+    figure = _figure(_WIDTH_INCH, 0.36 * len(values) + 0.9)
+    axes = figure.subplots()
+    for place, members in enumerate(values.values()):
+        if len(members) == 0:
+            continue
+        low, lower, median, upper, high = np.percentile(members, [5, 25, 50, 75, 95])
+        axes.plot([low, high], [place, place], color=_GREY, linewidth=1.4, zorder=1)
+        axes.barh(place, upper - lower, left=lower, height=0.5, color="#9cc3e3", zorder=2)
+        axes.plot([median, median], [place - 0.3, place + 0.3], color=ACCENT, linewidth=2.4, zorder=3)
+    axes.set_yticks(range(len(values)), [_short(name) for name in values])
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label)
+    axes.grid(axis="x")
+    return figure
+
+
+def spectrograms(spectra: Mapping[str, NDArray[np.float64]], frame_s: float, highest_hz: float) -> Figure:
+    """One sample of each class, side by side on one scale of level.
+
+    Args:
+        spectra: [frequencies, frames] in dB of each class, from 0 Hz up.
+        frame_s: seconds from one frame to the next.
+        highest_hz: frequency of the last row.
+    """
+    columns = min(4, len(spectra))
+    rows = math.ceil(len(spectra) / columns)
+    figure = _figure(2.5 * columns + 0.6, 1.9 * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    top = max(float(values.max()) for values in spectra.values())
+    for panel in panels.flat[len(spectra) :]:
+        panel.set_visible(False)
+    for panel, (name, values) in zip(panels.flat, spectra.items(), strict=False):
+        extent = (0.0, values.shape[1] * frame_s, 0.0, highest_hz / 1000)
+        panel.imshow(
+            values, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - 80, vmax=top, rasterized=True
+        )
+        panel.set_title(_short(name))
+    for panel in panels[:, 0]:
+        panel.set_ylabel("kHz")
+    for panel in panels[-1]:
+        panel.set_xlabel("s")
+    return figure
+
+
 def principal_components(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """The two directions of largest variance, each turned so that its largest weight is positive.
 

@@ -134,7 +134,7 @@ def _write_shards(root: Path, staging: Path, rows: Sequence[Utterance], trim_db:
     root, target = root.expanduser().absolute(), staging / "shards"
 
     def write(job: dict[str, Any]) -> dict[str, Any]:
-        utterances = [Utterance(**row) for row in json.loads(job["utterances"])]
+        utterances = [_utterance(row) for row in json.loads(job["utterances"])]
         return _write_one_shard(root, target, int(job["shard"]), utterances, trim_db)
 
     with Progress("preparing", len(rows)) as progress:
@@ -151,6 +151,13 @@ def _write_shards(root: Path, staging: Path, rows: Sequence[Utterance], trim_db:
             dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(write, num_cpus=1)
             for done in dataset.iter_rows():
                 progress.advance(len(shards[done["shard"]]))
+
+
+def _utterance(row: dict[str, Any]) -> Utterance:
+    """A row that was sent as JSON, which has no tuples."""
+    if row["votes"] is not None:
+        row["votes"] = tuple((label, count) for label, count in row["votes"])
+    return Utterance(**row)
 
 
 def _is_finished(staging: Path, index: int) -> bool:
@@ -172,7 +179,7 @@ def _write_one_shard(
     for utterance in utterances:
         path = root / utterance.path
         try:
-            recording = read_recording(path, trim_db)
+            recording = read_recording(path, trim_db, utterance.start_s, utterance.end_s)
             source_sha256 = file_sha256(path)
         except AudioError as error:
             problems.append(Problem(utterance.path, error.reason, str(error)))
@@ -187,6 +194,7 @@ def _write_one_shard(
                 "duration_s": len(recording.samples) / SAMPLE_RATE_HZ,
                 "source_rate_hz": recording.source_rate_hz,
                 "source_channels": recording.source_channels,
+                "source_encoding": recording.source_encoding,
                 "source_sha256": source_sha256,
                 "audio_sha256": hashlib.sha256(recording.samples.tobytes()).hexdigest(),
                 "audio": recording.samples,
@@ -219,6 +227,7 @@ def _write_manifest(
     shards: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     speakers: Counter[str] = Counter()
+    formats: defaultdict[tuple[int, int, str], list[str]] = defaultdict(list)
     by_audio: defaultdict[str, list[str]] = defaultdict(list)
     duration_s = 0.0
 
@@ -245,6 +254,7 @@ def _write_manifest(
             for row in table.to_pylist():
                 counts[row["label"]] += 1
                 speakers[row["speaker"]] += 1
+                formats[row["source_rate_hz"], row["source_channels"], row["source_encoding"]].append(row["path"])
                 by_audio[row["audio_sha256"]].append(row["id"])
                 duration_s += row["duration_s"]
                 yield row
@@ -255,27 +265,52 @@ def _write_manifest(
         raise CorpusError(f"{root}: none of {len(rows)} files is usable; first problem: {problems[0]}")
     for note in folder.glob("*.json"):
         note.unlink()
+    problems.extend(_unusual(formats))
     with (staging / "problems.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["path", "reason", "detail"])
-        table.writerows((problem.path, problem.reason, problem.detail) for problem in problems)
+        table.writerow(["path", "reason", "detail", "used"])
+        table.writerows(
+            (problem.path, problem.reason, problem.detail, "yes" if problem.used else "no") for problem in problems
+        )
     manifest = {
         "format": FORMAT,
         "made_by": f"sermll {__version__}",
         "corpus": corpus.name,
         "title": corpus.title,
         "classes": corpus.classes,
+        "other_labels": corpus.other_labels,
+        "default_labels": corpus.default_labels,
+        "default_folds": corpus.default_folds,
+        "folds": dict(corpus.folds),
+        "licence": corpus.licence,
         "data_hash": data_hash,
         "utterances": sum(counts.values()),
         "hours": round(duration_s / 3600, 4),
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "trim_db": trim_db,
-        "counts": {name: counts[name] for name in corpus.classes},
+        "counts": {name: counts[name] for name in (*corpus.classes, *corpus.other_labels)},
         "published_counts": dict(corpus.counts),
         "speakers": dict(sorted(speakers.items())),
-        "problems": dict(Counter(problem.reason for problem in problems)),
+        "problems": dict(Counter(problem.reason for problem in problems if not problem.used)),
+        "noted": dict(Counter(problem.reason for problem in problems if problem.used)),
         "identical_audio": sorted(ids for ids in by_audio.values() if len(ids) > 1),
         "source": {"root": str(root.expanduser().absolute()), "fingerprint": source},
         "shards": shards,
     }
     (staging / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _unusual(formats: dict[tuple[int, int, str], list[str]]) -> list[Problem]:
+    """Recordings of another format than most of the corpus: used, but worth a look."""
+    usual = max(formats, key=lambda format: len(formats[format]))
+    return [
+        Problem(path, "format", f"{_format(format)}; most are {_format(usual)}", used=True)
+        for format, paths in formats.items()
+        if format != usual
+        for path in dict.fromkeys(paths)
+    ]
+
+
+def _format(format: tuple[int, int, str]) -> str:
+    rate_hz, channels, encoding = format
+    return f"{rate_hz} Hz, {channels} channel{'' if channels == 1 else 's'}, {encoding}"

@@ -1,31 +1,37 @@
-"""Who is tested, who chooses, who is trained on: folds of speakers, and the proof that they do not overlap."""
+"""Who is tested, who chooses, who is trained on: folds as data, and what leaks between their sides."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import yaml
 
 from sermll.config import Protocol
 from sermll.errors import ProtocolError
 
 Groups = Sequence[Sequence[str]]
+SPLITS = ("train", "dev", "test")
+SIDES = (("train", "dev"), ("train", "test"), ("dev", "test"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fold:
-    """One fold: disjoint speakers for test, dev and train."""
+    """One fold: the utterances of each split."""
 
     index: int
-    test: tuple[str, ...]
-    dev: tuple[str, ...]
-    train: tuple[str, ...]
+    rows: Mapping[str, np.ndarray]
+    """Row numbers of 'train', 'dev' and 'test' in the prepared table, int64 ascending."""
+    speakers: Mapping[str, tuple[str, ...]]
+    """Speakers of each split, those whose utterances were all dropped among them."""
 
-    def rows(self, speakers: Sequence[str]) -> dict[str, np.ndarray]:
-        """Row numbers of each split, int64 ascending, for the speaker of each utterance."""
-        column = np.asarray(speakers)
-        return {split: np.flatnonzero(np.isin(column, getattr(self, split))) for split in ("train", "dev", "test")}
+    def keep(self, kept: np.ndarray) -> "Fold":
+        """The fold without the utterances that a label space drops; `kept` is bool by row."""
+        return Fold(self.index, {split: rows[kept[rows]] for split, rows in self.rows.items()}, self.speakers)
 
 
 @dataclass(frozen=True)
@@ -35,83 +41,109 @@ class Folds:
     name: str
     folds: tuple[Fold, ...]
 
-    @property
-    def hash(self) -> str:
-        """Names the exact division of speakers."""
-        return hashlib.sha256(json.dumps([asdict(fold) for fold in self.folds]).encode()).hexdigest()[:12]
+    def hash(self, facts: Mapping[str, Any]) -> str:
+        """Names the protocol: who is where, row by row, and the `facts` that decide the rest of it."""
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for fold in self.folds:
+            for split in SPLITS:
+                digest.update(f"{fold.index} {split}".encode() + fold.rows[split].astype("<i8").tobytes())
+        return digest.hexdigest()[:12]
 
 
-def make_folds(
-    protocol: Protocol, named: Mapping[str, Groups], speakers: Sequence[str], sessions: Sequence[str | None]
-) -> Folds:
-    """Divide the speakers of a corpus.
+@dataclass(frozen=True)
+class Leak:
+    """Something that stands on two sides of a fold."""
 
-    The dev speakers of a fold are the next ones after its test group, in the protocol's order and around its end:
-    the same for every seed and variant, and every speaker chooses about equally often.
+    fold: int
+    kind: str
+    """'same split', 'utterance', 'speaker', 'audio', or 'copy' (a recording that is the same to the ear)."""
+    sides: tuple[str, str]
+    members: tuple[str, ...]
+    """Speakers, utterances, or pairs of utterances."""
+
+    def __str__(self) -> str:
+        """In words, with the first members."""
+        one, other = self.sides
+        named = ", ".join(self.members[:5]) + (", ..." if len(self.members) > 5 else "")
+        what = {
+            "same split": f"{one} and {other} are the same {len(self.members)} utterances",
+            "utterance": f"{len(self.members)} utterances stand in {one} and in {other} ({named})",
+            "speaker": f"{one} and {other} share {len(self.members)} speakers ({named})",
+            "copy": f"{len(self.members)} near copies stand in {one} and in {other} ({named})",
+            "audio": f"{len(self.members)} recordings stand in {one} and, under another name, in {other} ({named})",
+        }
+        return f"fold {self.fold}: {what[self.kind]}"
+
+
+def make_folds(protocol: Protocol, table: pa.Table, named: Mapping[str, Groups], default: str) -> Folds:
+    """Divide the utterances of a corpus.
+
+    Unless a file says otherwise, the dev speakers of a fold are the next ones after its test group, in the protocol's
+    order and around its end: the same for every seed and variant, and every speaker chooses about equally often.
 
     Args:
         protocol: which folds, how many dev speakers.
-        named: the corpus's own fold lists, the default one first.
-        speakers: the speaker of each utterance.
-        sessions: the session of each utterance, None where the corpus has none.
+        table: the prepared utterances; `id`, `speaker`, `session` and `fold` are used.
+        named: the corpus's own fold lists.
+        default: the fold list that "default" means.
 
     Raises:
-        ProtocolError: no such fold list; speakers missing from it, tested twice or without data; nobody left to train.
+        ProtocolError: no such fold list; speakers missing from it, tested twice or without data; nobody left to train;
+            a file that is not a fold list of these data, or dev speakers asked for where the file gives them.
     """
-    name = next(iter(named), "speaker") if protocol.folds == "default" else protocol.folds
-    groups = _groups(name, named, speakers, sessions)
+    name = default if protocol.folds == "default" else protocol.folds
+    if name.endswith((".yaml", ".yml", ".json")):
+        return _from_file(Path(name), protocol, table)
+    groups = _groups(name, named, table)
+    speakers = table["speaker"].to_pylist()
     order = [speaker for group in groups for speaker in group]
     _check_groups(name, order, speakers)
     folds = []
     for index, test in enumerate(groups):
-        after = order.index(test[-1]) + 1
-        rest = [speaker for speaker in order[after:] + order[:after] if speaker not in test]
-        if protocol.dev_speakers == "auto":
-            count = len(groups[(index + 1) % len(groups)]) if name == "session" else max(1, round(0.1 * len(rest)))
-        else:
-            count = protocol.dev_speakers
-        if count >= len(rest):
-            raise ProtocolError(
-                f"protocol {name!r}: fold {index} tests {len(test)} of {len(order)} speakers; "
-                f"{count} dev speakers leave nobody to train on"
-            )
-        folds.append(Fold(index, tuple(test), tuple(rest[:count]), tuple(sorted(rest[count:]))))
+        neighbours = len(groups[(index + 1) % len(groups)]) if name == "session" else None
+        dev, train = _held_back(protocol, name, index, test, order, neighbours)
+        folds.append(_fold(index, speakers, {"train": train, "dev": dev, "test": test}))
     return Folds(name, tuple(folds))
 
 
-def check_overlap(fold: Fold, speakers: Sequence[str], ids: Sequence[str], audio_sha256: Sequence[str]) -> None:
-    """Refuse a fold in which a speaker or a recording stands on two sides.
+def find_leaks(fold: Fold, table: pa.Table) -> list[Leak]:
+    """Everything that stands on two sides of a fold: utterances, speakers, recordings under two names."""
+    ids = np.array(table["id"].to_pylist(), dtype=object)
+    audio = np.array(table["audio_sha256"].to_pylist(), dtype=object)
+    leaks = []
+    for one, other in SIDES:
+        first, second = fold.rows[one], fold.rows[other]
+        shared = np.intersect1d(first, second)
+        if len(shared) and len(shared) == len(first) == len(second):
+            leaks.append(Leak(fold.index, "same split", (one, other), tuple(ids[shared])))
+        elif len(shared):
+            leaks.append(Leak(fold.index, "utterance", (one, other), tuple(ids[shared])))
+        speakers = sorted(set(fold.speakers[one]) & set(fold.speakers[other]))
+        if speakers:
+            leaks.append(Leak(fold.index, "speaker", (one, other), tuple(speakers)))
+        by_audio = {audio[row]: row for row in first}
+        pairs = [(by_audio[audio[row]], row) for row in second if audio[row] in by_audio]
+        copies = tuple(f"{ids[a]} = {ids[b]}" for a, b in pairs if a != b and a not in shared)
+        if copies:
+            leaks.append(Leak(fold.index, "audio", (one, other), copies))
+    return leaks
 
-    Raises:
-        ProtocolError: naming the speakers or the utterances.
-    """
-    sides = (("train", "dev"), ("train", "test"), ("dev", "test"))
-    for one, other in sides:
-        shared = set(getattr(fold, one)) & set(getattr(fold, other))
-        if shared:
-            raise ProtocolError(f"fold {fold.index}: {one} and {other} share the speakers {', '.join(sorted(shared))}")
-    rows = fold.rows(speakers)
-    for one, other in sides:
-        first = {audio_sha256[row]: ids[row] for row in rows[one]}
-        same = [(first[audio_sha256[row]], ids[row]) for row in rows[other] if audio_sha256[row] in first]
-        if same:
-            pairs = ", ".join(f"{a} = {b}" for a, b in same[:5])
-            raise ProtocolError(
-                f"fold {fold.index}: {len(same)} recordings stand in {one} and in {other} ({pairs}); "
-                "remove the copies from the corpus and prepare again"
-            )
 
-
-def check_classes(fold: Fold, labels: np.ndarray, classes: Sequence[str], rows: Mapping[str, np.ndarray]) -> None:
+def check_classes(fold: Fold, labels: np.ndarray, classes: Sequence[str]) -> None:
     """Refuse a fold that cannot be learned or scored.
 
+    Args:
+        fold: without dropped utterances.
+        labels: class index by row of the prepared table.
+        classes: their names.
+
     Raises:
-        ProtocolError: a split is empty, or a class of the corpus has no training utterance.
+        ProtocolError: a split is empty, or a class of the label space has no training utterance.
     """
-    for split, members in rows.items():
+    for split, members in fold.rows.items():
         if len(members) == 0:
-            raise ProtocolError(f"fold {fold.index}: no utterance for {split} (speakers {getattr(fold, split)})")
-    counts = np.bincount(labels[rows["train"]], minlength=len(classes))
+            raise ProtocolError(f"fold {fold.index}: no utterance for {split} (speakers {fold.speakers[split]})")
+    counts = np.bincount(labels[fold.rows["train"]], minlength=len(classes))
     if np.count_nonzero(counts) < 2:
         only = classes[int(counts.argmax())]
         raise ProtocolError(f"fold {fold.index}: every training utterance is {only!r}; two classes at least are needed")
@@ -120,22 +152,47 @@ def check_classes(fold: Fold, labels: np.ndarray, classes: Sequence[str], rows: 
         raise ProtocolError(f"fold {fold.index}: no training utterance of {', '.join(absent)}; it could not be learned")
 
 
-def _groups(
-    name: str, named: Mapping[str, Groups], speakers: Sequence[str], sessions: Sequence[str | None]
-) -> list[list[str]]:
+def _fold(index: int, speakers: Sequence[str], members: Mapping[str, Sequence[str]]) -> Fold:
+    """A fold of whole speakers."""
+    column = np.asarray(speakers)
+    rows = {split: np.flatnonzero(np.isin(column, list(members[split]))) for split in SPLITS}
+    return Fold(index, rows, {split: tuple(members[split]) for split in SPLITS})
+
+
+def _held_back(
+    protocol: Protocol, name: str, index: int, test: Sequence[str], order: Sequence[str], neighbours: int | None
+) -> tuple[list[str], list[str]]:
+    """Dev and train speakers of a fold that tests `test`: the next ones after it, and the rest."""
+    after = order.index(test[-1]) + 1
+    rest = [speaker for speaker in [*order[after:], *order[:after]] if speaker not in test]
+    count = protocol.dev_speakers
+    if count == "auto":
+        count = neighbours or max(1, round(0.1 * len(rest)))
+    if count >= len(rest):
+        raise ProtocolError(
+            f"protocol {name!r}: fold {index} tests {len(test)} of {len(order)} speakers; "
+            f"{count} dev speakers leave nobody to train on"
+        )
+    return rest[:count], sorted(rest[count:])
+
+
+def _groups(name: str, named: Mapping[str, Groups], table: pa.Table) -> list[list[str]]:
     if name in named:
         return [list(group) for group in named[name]]
+    speakers = table["speaker"].to_pylist()
     if name == "speaker":
         return [[speaker] for speaker in sorted(set(speakers))]
-    if name == "session":
+    if name in ("session", "fold"):
         members: dict[str, set[str]] = {}
-        for speaker, session in zip(speakers, sessions, strict=True):
-            if session is None:
-                raise ProtocolError("protocol 'session': this corpus tells no sessions; use 'speaker'")
-            members.setdefault(session, set()).add(speaker)
-        return [sorted(members[session]) for session in sorted(members)]
-    choices = ", ".join([*named, "speaker", "session"])
-    raise ProtocolError(f"protocol.folds={name}: no such fold list; this corpus has: {choices}")
+        for speaker, group in zip(speakers, table[name].to_pylist(), strict=True):
+            if group is None:
+                raise ProtocolError(f"protocol {name!r}: not every utterance of this corpus tells one; use 'speaker'")
+            members.setdefault(group, set()).add(speaker)
+        return [sorted(members[group]) for group in sorted(members)]
+    choices = ", ".join([*named, "speaker", "session", "fold"])
+    raise ProtocolError(
+        f"protocol.folds={name}: no such fold list; this corpus has: {choices}; or give a file whose name ends in .yaml"
+    )
 
 
 def _check_groups(name: str, order: Sequence[str], speakers: Sequence[str]) -> None:
@@ -153,3 +210,68 @@ def _check_groups(name: str, order: Sequence[str], speakers: Sequence[str]) -> N
         )
     if len(present) < 3:
         raise ProtocolError(f"{len(present)} speakers are too few: test, dev and train need one each at least")
+
+
+def _from_file(path: Path, protocol: Protocol, table: pa.Table) -> Folds:
+    """Folds as a file tells them: a list, for each fold the `test` members and, if it likes, `dev` and `train`.
+
+    Members are speakers, or all of them are utterances. What the file leaves out follows the rules of other protocols:
+    dev speakers come after the test speakers in the file's order, the rest is trained on.
+    """
+    try:
+        listed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ProtocolError(f"protocol.folds={path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ProtocolError(f"{path}: cannot be read as YAML ({error})") from None
+    if isinstance(listed, Mapping) and set(listed) == {"folds"}:
+        listed = listed["folds"]
+    if not isinstance(listed, list) or not listed or not all(_is_fold(fold) for fold in listed):
+        raise ProtocolError(
+            f"{path}: not a fold list; expected a list with, for each fold, test: [...] and, if you like, dev: [...] "
+            "and train: [...], of speakers or of utterances"
+        )
+    given = [{split: [str(name) for name in fold[split]] for split in SPLITS if split in fold} for fold in listed]
+    ids, speakers = table["id"].to_pylist(), table["speaker"].to_pylist()
+    names = {name for fold in given for members in fold.values() for name in members}
+    by_speaker = names <= set(speakers)
+    by_utterance = names <= set(ids)
+    if not by_speaker and not by_utterance:
+        odd = sorted(names - set(speakers) - set(ids)) or sorted(names - set(ids))
+        raise ProtocolError(
+            f"{path}: its {len(names)} names must be all speakers or all utterances of these data, and not all are: "
+            f"{', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}"
+        )
+    if protocol.dev_speakers != "auto" and all("dev" in fold for fold in given):
+        raise ProtocolError(f"protocol.dev_speakers has no effect: {path} says who is dev in every fold")
+    row_of = {utterance: row for row, utterance in enumerate(ids)}
+    order = list(dict.fromkeys(name for fold in given for name in fold["test"]))
+    folds = []
+    for index, fold in enumerate(given):
+        if "dev" not in fold:
+            if not by_speaker:
+                raise ProtocolError(f"{path}: fold {index} lists utterances and so must say which are dev")
+            everyone = [*order, *sorted(set(speakers) - set(order))]
+            if "train" in fold:  # dev speakers are taken out of it
+                everyone = [name for name in everyone if name in {*fold["train"], *fold["test"]}]
+            dev, rest = _held_back(protocol, str(path), index, fold["test"], everyone, None)
+            fold = {**fold, "train": rest, "dev": dev}
+        if "train" not in fold:
+            taken = {*fold["test"], *fold["dev"]}
+            fold["train"] = [name for name in (sorted(set(speakers)) if by_speaker else ids) if name not in taken]
+        if by_speaker:
+            folds.append(_fold(index, speakers, fold))
+            continue
+        rows = {split: np.array(sorted({row_of[name] for name in fold[split]}), np.int64) for split in SPLITS}
+        told = {split: tuple(sorted({speakers[row] for row in rows[split]})) for split in SPLITS}
+        folds.append(Fold(index, rows, told))
+    return Folds(path.stem, tuple(folds))
+
+
+def _is_fold(value: Any) -> bool:  # noqa: ANN401 - whatever a file holds
+    """Whether a value of a YAML file is one fold."""
+    return (
+        isinstance(value, Mapping)
+        and {"test"} <= set(value) <= set(SPLITS)
+        and all(isinstance(members, list) and members for members in value.values())
+    )

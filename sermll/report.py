@@ -4,15 +4,13 @@ A run that is not finished is reported as far as it got, and says so. Numbers ar
 files; what is computed here is only what they do not hold: sums of confusion matrices and scores of speakers.
 """
 
-import base64
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from sermll import metrics, pictures
+from sermll import metrics, page, pictures
 from sermll.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ class Published:
 
 PUBLISHED: dict[tuple[str, str], Published] = {
     ("iemocap", "session"): Published(classes=4, folds=5, ua=79.14, wa=78.47),
-    ("msp-improv", "session"): Published(classes=4, folds=6, ua=58.34, wa=58.55),
+    ("msp_improv", "session"): Published(classes=4, folds=6, ua=58.34, wa=58.55),
     ("ravdess", "hicmae"): Published(
         classes=8,
         folds=6,
@@ -116,7 +114,7 @@ class Run:
     @property
     def progress(self) -> str:
         """How many folds are finished, and which of them the scores are of."""
-        finished = f"{len(self.results)} of {_count(self.folds, 'fold')} finished"
+        finished = f"{len(self.results)} of {page.count(self.folds, 'fold')} finished"
         scored = [str(fold["fold"]) for fold in self.scores["folds"]] if self.scores else []
         if self.complete or not scored:
             return finished + ("" if scored else ", no scores yet")
@@ -153,7 +151,8 @@ def load(path: Path) -> Run:
             facts["data"]["corpus"],
             facts["data"]["title"],
         )
-        warnings = [*_shared_speakers(facts["protocol"]["folds"])]
+        warnings = [f"LEAK, scores are too high: {leak}." for leak in facts["protocol"]["leaks"]]
+        warnings += _label_notes(facts["data"])
     try:
         settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -208,13 +207,13 @@ def _read_json(path: Path, kind: type[_T]) -> _T:
     return value
 
 
-def _shared_speakers(folds: Iterable[Json]) -> Iterator[str]:
-    """Where the fold lists break the promise of every page, that test speakers were never trained on."""
-    for fold in folds:
-        both = set(fold["test"]) & (set(fold["train"]) | set(fold["dev"]))
-        if both:
-            names = ", ".join(sorted(map(str, both)))
-            yield f"Fold {fold['fold']}: test speakers stand in training or dev ({names}): scores too high."
+def _label_notes(data: Json) -> Iterator[str]:
+    """What a reader must know of the labels: which utterances were left out, and which had no clear majority."""
+    if data["dropped"]:
+        named = ", ".join(f"{label} {count}" for label, count in data["dropped"].items())
+        yield f"{sum(data['dropped'].values())} utterances have no class in label space {data['space']}: {named}."
+    if data["ties"]:
+        yield f"{page.count(range(data['ties']), 'utterance')} had no majority: equal votes, see data.targets."
 
 
 def _curves(epochs: Sequence[Json]) -> dict[str, NDArray[np.float64]]:
@@ -325,9 +324,9 @@ def build(paths: Sequence[Path], out: Path) -> Path:
         sections.append(_section(run, title, _draw(run, folder), heading="h1" if len(runs) == 1 else "h2"))
     if len(runs) > 1:
         sections.insert(0, _comparison(runs, titles))
-    page = out / "index.html"
-    page.write_text(_page(" · ".join(titles), sections), encoding="utf-8", newline="\n")
-    return page
+    path = out / "index.html"
+    path.write_text(page.page(" · ".join(titles), [*sections, _glossary()]), encoding="utf-8", newline="\n")
+    return path
 
 
 def _titles(runs: Sequence[Run]) -> list[str]:
@@ -397,43 +396,9 @@ def _curve_title(name: str) -> str:
     return _LOSSES.get(term, term)
 
 
-class _Html(str):
-    """Markup; any other text is escaped when it becomes part of the page."""
-
-    __slots__ = ()
-
-
-def _tag(name: str, /, *children: object, **attributes: str) -> _Html:
-    inside = "".join(child if isinstance(child, _Html) else escape(str(child)) for child in children)
-    words = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
-    return _Html(f"<{name}{words}>") if name in ("img", "meta") else _Html(f"<{name}{words}>{inside}</{name}>\n")
-
-
-def _table(header: Sequence[object], rows: Iterable[Sequence[object]], words: Sequence[int] = (0,)) -> _Html:
-    """A table that scrolls sideways on a narrow screen; columns in `words` are text, the others numbers."""
-    looks = ["word" if place in words else "number" for place in range(len(header))]
-    head = _tag("tr", *(_tag("th", cell, class_=look, scope="col") for cell, look in zip(header, looks, strict=True)))
-    body = [_tag("tr", *(_tag("td", cell, class_=look) for cell, look in zip(row, looks, strict=True))) for row in rows]
-    return _tag("div", _tag("table", _tag("thead", head), _tag("tbody", *body)), class_="wide")
-
-
-def _page(title: str, sections: Iterable[_Html]) -> str:
-    # The policy lets a browser fetch nothing at all: the page is what the file holds.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    head = _tag(
-        "head",
-        _Html('<meta charset="utf-8">\n'),
-        _tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        _tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        _tag("title", title),
-        _Html(f"<style>{_STYLE}</style>\n"),
-    )
-    return "<!DOCTYPE html>\n" + _tag("html", head, _tag("body", _tag("main", *sections, _glossary())), lang="en")
-
-
-def _section(run: Run, title: str, drawn: Mapping[str, bytes], heading: str) -> _Html:
+def _section(run: Run, title: str, drawn: Mapping[str, bytes], heading: str) -> page.Html:
     """Everything about one run."""
-    return _tag(
+    return page.tag(
         "section",
         _headline(run, heading),
         *_score_tables(run),
@@ -444,14 +409,14 @@ def _section(run: Run, title: str, drawn: Mapping[str, bytes], heading: str) -> 
     )
 
 
-def _headline(run: Run, heading: str) -> _Html:
+def _headline(run: Run, heading: str) -> page.Html:
     data, chance = run.facts["data"], 1 / len(run.classes)
     size = [f"{data['utterances']:,} utterances"] if "utterances" in data else []
     size += [f"{data['hours']:.1f} hours"] if "hours" in data else []
     size += [f"{len(run.classes)} classes"]
     lines = [
-        _tag(heading, run.facts["name"], " ", _tag("small", run.facts["run_id"])),
-        _tag("p", _tag("strong", data["title"]), f" ({', '.join(size)}). {_protocol(run, in_full=True)}"),
+        page.tag(heading, run.facts["name"], " ", page.tag("small", run.facts["run_id"])),
+        page.tag("p", page.tag("strong", data["title"]), f" ({', '.join(size)}). {_protocol(run, in_full=True)}"),
     ]
     if run.scores and run.scores.get("selected"):
         score = run.scores["selected"]["ua"]
@@ -460,9 +425,9 @@ def _headline(run: Run, heading: str) -> _Html:
             if score.get("low") is None
             else f"95 % interval {_percent(score['low'])} to {_percent(score['high'])} %, by bootstrap over speakers"
         )
-        number = _tag("span", f"UA {_percent(score['value'])} %", class_="score")
+        number = page.tag("span", f"UA {_percent(score['value'])} %", class_="score")
         lines.append(
-            _tag(
+            page.tag(
                 "p",
                 number,
                 f"Mean over folds, epoch chosen on dev. {interval}. Chance {_percent(chance)} %.",
@@ -470,33 +435,34 @@ def _headline(run: Run, heading: str) -> _Html:
             )
         )
     if not run.complete:
-        lines.append(_tag("p", f"{run.progress}.", class_="notice"))
-    lines += [_tag("p", warning, class_="notice") for warning in run.warnings]
-    return _tag("header", *lines)
+        lines.append(page.tag("p", f"{run.progress}.", class_="notice"))
+    lines += [page.tag("p", warning, class_="notice") for warning in run.warnings]
+    return page.tag("header", *lines)
 
 
 def _protocol(run: Run, in_full: bool = False) -> str:
     """The protocol in words; the promise about speakers is made only where the fold lists keep it."""
     protocol = run.facts["protocol"]
-    count = _count(run.folds, "fold")
+    count = page.count(run.folds, "fold")
     if not in_full:
         return f"protocol {protocol['name']}: {count}"
     held = sorted({len(fold["dev"]) for fold in run.folds})
     dev = " to ".join(map(str, sorted({held[0], held[-1]}))) if held else "0"
     promise = (
-        "test speakers stand in training or dev too, see below"
-        if next(_shared_speakers(run.folds), None)
+        "which leak between training and test, see below"
+        if protocol["leaks"]
         else "test speakers never in training or dev"
     )
+    rule = {"dev_ua": "chosen by UA", "dev_loss": "chosen by loss", "last": "the last one, watched"}[protocol["select"]]
     return (
-        f"Protocol {protocol['name']}: {count}, {promise}; the epoch is chosen on {dev} "
+        f"Protocol {protocol['name']}: {count}, {promise}; the epoch is {rule} on {dev} "
         f"dev speaker{'' if dev == '1' else 's'} held back from training."
     )
 
 
-def _score_tables(run: Run) -> Iterator[_Html]:
+def _score_tables(run: Run) -> Iterator[page.Html]:
     if run.scores and run.scores.get("selected"):
-        yield _tag("h3", "Scores")
+        yield page.tag("h3", "Scores")
         rows = [
             (
                 f"{name}, {kind}",
@@ -505,8 +471,8 @@ def _score_tables(run: Run) -> Iterator[_Html]:
             for prefix, kind in (("", "mean over folds"), ("pooled_", "pooled"))
             for key, name in _SCORES.items()
         ]
-        yield _table(("in %", "epoch chosen on dev", "last epoch"), rows)
-    yield _tag("h3", "Folds")
+        yield page.table(("in %", "epoch chosen on dev", "last epoch"), rows)
+    yield page.tag("h3", "Folds")
     rows = []
     for fold in run.folds:
         number, result = fold["fold"], run.results.get(fold["fold"])
@@ -518,15 +484,15 @@ def _score_tables(run: Run) -> Iterator[_Html]:
             score = (_percent(result.get("ua")), _percent(result.get("wa")))
             epochs = (_epoch(result.get("best_epoch")), result.get("epochs", "—"))
             rows.append((number, *score, *epochs, _minutes(result), who))
-    yield _table(
+    yield page.table(
         ("fold", "UA\u00a0%", "WA\u00a0%", "chosen epoch", "epochs", "minutes", "test speakers"),
         rows,
         words=(0, 6),
     )
 
 
-def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[_Html]:
-    folds = _count(run.scores["folds"] if run.scores else [], "finished fold")
+def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[page.Html]:
+    folds = page.count(run.scores["folds"] if run.scores else [], "finished fold")
     hidden = ""
     if run.predictions is not None and len(set(run.predictions.folds.tolist())) > pictures.MOST_PANELS:
         hidden = f" The first {pictures.MOST_PANELS} folds are shown."
@@ -557,16 +523,16 @@ def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[_Html]:
         ),
     }
     for stem, (title, caption) in told.items():
-        yield _tag("h3", title)
+        yield page.tag("h3", title)
         if stem not in drawn:
-            yield _tag("p", "Nothing to draw yet." if not run.complete else "The run kept no data for this picture.")
+            yield page.tag(
+                "p", "Nothing to draw yet." if not run.complete else "The run kept no data for this picture."
+            )
             continue
-        source = "data:image/svg+xml;base64," + base64.b64encode(drawn[stem]).decode()
-        image = _tag("div", _tag("img", src=source, alt=f"{title}. {caption}"), class_="wide")
-        yield _tag("figure", image, _tag("figcaption", caption))
+        yield page.figure(drawn[stem], title, caption)
 
 
-def _published(run: Run) -> Iterator[_Html]:
+def _published(run: Run) -> Iterator[page.Html]:
     """The paper's row beside ours, only where corpus, classes and folds are the same."""
     protocol = run.facts["protocol"]["name"]
     paper = PUBLISHED.get((run.facts["data"]["corpus"], protocol))
@@ -574,7 +540,7 @@ def _published(run: Run) -> Iterator[_Html]:
         return
     if (paper.classes, paper.folds) != (len(run.classes), len(run.folds)):
         return
-    yield _tag("h3", "Beside the published result")
+    yield page.tag("h3", "Beside the published result")
     rows = [
         (
             f"this run, {title}",
@@ -589,22 +555,22 @@ def _published(run: Run) -> Iterator[_Html]:
     wa = "—" if paper.wa is None else f"{paper.wa:.2f}"
     theirs = f"encoder WavLM-Large; not stated: {paper.unstated}"
     rows.append(("Wang et al., Interspeech 2026", f"{paper.ua:.2f}", wa, theirs))
-    yield _table(("mean over folds", "UA\u00a0%", "WA\u00a0%", "how"), rows, words=(0, 3))
+    yield page.table(("mean over folds", "UA\u00a0%", "WA\u00a0%", "how"), rows, words=(0, 3))
 
 
-def _how(run: Run) -> Iterator[_Html]:
+def _how(run: Run) -> Iterator[page.Html]:
     """The settings in words and in full, and what the numbers were made with."""
     protocol = run.facts["protocol"]
-    yield _tag("h3", "How it was run")
-    yield _facts(_summary(run.settings))
+    yield page.tag("h3", "How it was run")
+    yield page.facts(_summary(run.settings))
     text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
-    yield _tag("details", _tag("summary", "All settings"), _tag("pre", text))
-    yield _tag("h3", "Provenance")
+    yield page.tag("details", page.tag("summary", "All settings"), page.tag("pre", text))
+    yield page.tag("h3", "Provenance")
     code, data = run.facts.get("code", {}), run.facts["data"]
     commit = f", commit {code['commit']}" if code.get("commit") else ""
     changed = ", with uncommitted changes" if code.get("dirty") else ""
     versions = ", ".join(f"{name} {version}" for name, version in run.facts.get("versions", {}).items())
-    yield _facts(
+    yield page.facts(
         {
             "run": run.facts["run_id"],
             "started": run.facts.get("created", "not recorded"),
@@ -614,10 +580,6 @@ def _how(run: Run) -> Iterator[_Html]:
             "packages": versions or "not recorded",
         }
     )
-
-
-def _facts(facts: Mapping[str, object]) -> _Html:
-    return _tag("dl", *(_tag("div", _tag("dt", name), _tag("dd", value)) for name, value in facts.items()))
 
 
 def _summary(settings: Json) -> dict[str, str]:
@@ -693,34 +655,29 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
     return differences
 
 
-def _comparison(runs: Sequence[Run], titles: Sequence[str]) -> _Html:
+def _comparison(runs: Sequence[Run], titles: Sequence[str]) -> page.Html:
     """One row for each run, first on a page of several."""
     rows = []
     for run, title, difference in zip(runs, titles, _differences(runs), strict=True):
-        link = _tag("a", title, href=f"#{title}")
-        words = _Html("".join(_tag("div", f"{key} {value}") for key, value in difference.items()) or "none")
+        link = page.tag("a", title, href=f"#{title}")
+        words = page.Html("".join(page.tag("div", f"{key} {value}") for key, value in difference.items()) or "none")
         selected, last = (run.scores or {}).get("selected") or {}, (run.scores or {}).get("last") or {}
-        name = link if run.complete else _Html(link + _tag("small", run.progress))
+        name = link if run.complete else page.Html(link + page.tag("small", run.progress))
         wa, ua = (_percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua")))
         rows.append((name, words, _interval(selected.get("ua")), wa, ua))
     header = ("run", "settings that differ", "UA % [95 % interval]", "WA\u00a0%", "last-epoch UA %")
-    return _tag("section", _tag("h1", f"{len(runs)} runs"), _table(header, rows, words=(0, 1)))
+    return page.tag("section", page.tag("h1", f"{len(runs)} runs"), page.table(header, rows, words=(0, 1)))
 
 
-def _glossary() -> _Html:
+def _glossary() -> page.Html:
     terms = {
         "UA": "unweighted accuracy, the mean of the recalls of the classes: every class counts the same.",
         "WA": "weighted accuracy, the share of utterances recognised: frequent classes count more.",
-        "Chosen on dev": "the epoch with the highest UA on the dev speakers; test speakers have no say.",
+        "Chosen on dev": "the best epoch on the dev speakers, by the rule above; test speakers have no say.",
         "Interval": "where the score lies in 95 % of random draws of the test speakers, with replacement; "
         "another seed or other training speakers vary it further.",
     }
-    return _tag("footer", _tag("h3", "Words"), _facts(terms))
-
-
-def _count(things: Sequence[object], name: str) -> str:
-    """A number of things in words, such as `6 folds`."""
-    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
+    return page.tag("footer", page.tag("h3", "Words"), page.facts(terms))
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -752,54 +709,3 @@ def _fit(line: str, width: int) -> str:
     """The line cut to the terminal, without characters that would steer it."""
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-_STYLE = f"""
-:root {{ color-scheme: light; }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0; background: white; color: #1d1d1f; font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }}
-main {{ max-width: 54rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }}
-h1, h2 {{ margin: 0 0 .4rem; font-size: 2rem; line-height: 1.2; overflow-wrap: anywhere; }}
-h3 {{ margin: 2.6rem 0 .6rem; font-size: 1.15rem; break-after: avoid; }}
-p {{ margin: .5rem 0; overflow-wrap: anywhere; }}
-section + section {{ margin-top: 3.5rem; padding-top: 2.5rem; border-top: 3px solid {pictures.ACCENT}; }}
-a {{ color: {pictures.ACCENT}; }}
-small {{ color: #5a5a60; font-size: .85rem; font-weight: 400; white-space: nowrap; }}
-td small {{ display: block; white-space: normal; }}
-.result {{ margin-top: 1.2rem; padding: .8rem 1.1rem; border-left: 5px solid {pictures.ACCENT};
-  background: #f2f6fa; }}
-.score {{ display: block; color: {pictures.ACCENT}; font-size: 2rem; font-weight: 700; line-height: 1.25; }}
-.notice {{ padding: .5rem 1rem; border-left: 5px solid #b00020; background: #fdf2f3; }}
-.wide {{ overflow-x: auto; }}
-table {{ width: 100%; border-collapse: collapse; font-size: .95rem; }}
-th, td {{ padding: .4rem .9rem .4rem 0; border-bottom: 1px solid #dfe1e5; vertical-align: baseline; }}
-th:last-child, td:last-child {{ padding-right: 0; }}
-th {{ border-bottom: 2px solid #1d1d1f; font-weight: 600; vertical-align: bottom; }}
-.number + .word {{ padding-left: .6rem; }}
-.number {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
-th.number {{ white-space: normal; }}
-.word {{ text-align: left; }}
-td.word {{ min-width: 8rem; overflow-wrap: break-word; }}
-td.word:first-child {{ min-width: 5.5rem; font-weight: 600; }}
-figure {{ margin: 0; break-inside: avoid; }}
-figure img {{ display: block; max-width: 100%; min-width: 34rem; height: auto; }}
-figcaption {{ margin-top: .4rem; color: #5a5a60; font-size: .9rem; }}
-dl {{ margin: 0; }}
-dl div {{ display: grid; grid-template-columns: 8.5rem 1fr; gap: 0 1rem; padding: .35rem 0;
-  border-bottom: 1px solid #dfe1e5; }}
-dt {{ font-weight: 600; }}
-dd {{ margin: 0; overflow-wrap: anywhere; }}
-details {{ margin-top: .8rem; }}
-summary {{ cursor: pointer; color: {pictures.ACCENT}; }}
-pre {{ padding: .8rem 1rem; background: #f5f6f8; overflow-x: auto; font-size: .82rem; line-height: 1.4; }}
-@media (max-width: 34rem) {{ dl div {{ grid-template-columns: 1fr; }} h1, h2 {{ font-size: 1.6rem; }} }}
-@media print {{
-  main {{ max-width: none; padding: 0; }}
-  body {{ font-size: 10.5pt; }}
-  .wide {{ overflow: visible; }}
-  figure img {{ min-width: 0; }}
-  tr {{ break-inside: avoid; }}
-  section + section {{ break-before: page; border: 0; }}
-}}
-"""

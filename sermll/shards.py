@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from sermll.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout below; raised whenever older readers would misread it."""
 
 UTTERANCE_FIELDS = [
@@ -34,10 +34,18 @@ UTTERANCE_FIELDS = [
     pa.field("session", pa.string()),
     pa.field("text", pa.string()),
     pa.field("sex", pa.string()),
+    pa.field("fold", pa.string()),
+    pa.field("start_s", pa.float64()),
+    pa.field("end_s", pa.float64()),
+    pa.field("votes", pa.map_(pa.string(), pa.float64())),
+    pa.field("valence", pa.float64()),
+    pa.field("arousal", pa.float64()),
+    pa.field("dominance", pa.float64()),
     pa.field("num_samples", pa.int64(), nullable=False),
     pa.field("duration_s", pa.float64(), nullable=False),
     pa.field("source_rate_hz", pa.int32(), nullable=False),
     pa.field("source_channels", pa.int32(), nullable=False),
+    pa.field("source_encoding", pa.string(), nullable=False),
     pa.field("source_sha256", pa.string(), nullable=False),
     pa.field("audio_sha256", pa.string(), nullable=False),
 ]
@@ -89,12 +97,12 @@ def file_sha256(path: Path) -> str:
 def content_hash(corpus: str, classes: Sequence[str], utterances: Iterable[dict[str, Any]]) -> str:
     """The data hash: what a model can learn from, whatever files or machine it came from.
 
-    Hashes corpus, class order and, for each utterance in order, id, label, speaker, session, text, length and the
-    SHA-256 of its 16 kHz samples.
+    Hashes corpus, class order and, for each utterance in order, id, label, speaker, session, text, fold, votes, length
+    and the SHA-256 of its 16 kHz samples.
     """
     digest = hashlib.sha256(json.dumps([FORMAT, corpus, list(classes)]).encode())
     for row in utterances:
-        names = ("id", "label", "speaker", "session", "text", "num_samples", "audio_sha256")
+        names = ("id", "label", "speaker", "session", "text", "fold", "votes", "num_samples", "audio_sha256")
         digest.update(json.dumps([row[name] for name in names]).encode())
     return digest.hexdigest()
 
@@ -154,19 +162,13 @@ class Prepared:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class order."""
+        """The corpus's own classes, in order."""
         return tuple(self.manifest["classes"])
 
     @property
     def data_hash(self) -> str:
         """Hash of the content, see `content_hash`."""
         return self.manifest["data_hash"]
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """Class index of each utterance, int64 (utterances,)."""
-        order = {name: index for index, name in enumerate(self.classes)}
-        return np.array([order[label] for label in self.table["label"].to_pylist()], np.int64)
 
     @cached_property
     def num_samples(self) -> np.ndarray:

@@ -129,6 +129,7 @@ class Tracker:
                 "sermll.corpus": run["data"]["corpus"],
                 "sermll.protocol": run["protocol"]["name"],
                 "sermll.protocol_hash": run["protocol"]["hash"],
+                "sermll.leaks": str(len(run["protocol"]["leaks"])),
                 "sermll.version": run["code"]["version"],
                 "sermll.commit": str(run["code"]["commit"]),
                 "sermll.dirty": str(run["code"]["dirty"]),

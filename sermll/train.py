@@ -31,13 +31,12 @@ from sermll import __version__, metrics, report
 from sermll.checkpoint import Checkpoint
 from sermll.cluster import DATA_CPUS, connected
 from sermll.config import Experiment, Resources, run_id, to_yaml
-from sermll.corpora import CORPORA
-from sermll.errors import CheckpointError, ConfigError, DataError, SermllError, TrainingError
+from sermll.design import Design
+from sermll.errors import CheckpointError, ConfigError, SermllError, TrainingError
 from sermll.feed import Feed
-from sermll.loop import PREDICTIONS, FoldJob, train_worker, write_json
+from sermll.loop import PREDICTIONS, FoldJob, selection_scores, train_worker, write_json
 from sermll.progress import Progress
-from sermll.protocol import Folds, check_classes, check_overlap, make_folds
-from sermll.shards import Prepared
+from sermll.protocol import Folds
 from sermll.source import code_version
 from sermll.track import Tracker
 
@@ -65,17 +64,13 @@ def train(experiment: Experiment) -> Outcome:
         SermllError: a subclass naming what is wrong with the settings, the data, the protocol, the cluster or the
             training itself. Finished epochs and folds are kept.
     """
-    prepared = Prepared.open(experiment.data.path)
-    corpus = CORPORA.get(prepared.corpus)
-    if corpus is None:
-        raise DataError(f"{prepared.path}: corpus {prepared.corpus!r} is not known to this version of sermll")
-    speakers = prepared.table["speaker"].to_pylist()
-    folds = make_folds(experiment.protocol, corpus.folds, speakers, prepared.table["session"].to_pylist())
-    chosen = _chosen(experiment, folds)
-    prepared.verify()
-    run = run_id(experiment, prepared.data_hash)
-    jobs = [_job(experiment, prepared, folds, speakers, index, run) for index in chosen]
-    run_dir = _open_run(experiment, prepared, folds, run)
+    design = Design.of(experiment.data, experiment.protocol)
+    chosen = _chosen(experiment, design.folds)
+    design.check(experiment.protocol)
+    design.prepared.verify()
+    run = run_id(experiment, design.hash)
+    jobs = [_job(experiment, design, index, run) for index in chosen]
+    run_dir = _open_run(experiment, design, run)
     tracker = Tracker.of(experiment, run_dir)
     unfinished = [job for job in jobs if not (Path(job.folder) / "result.json").exists()]
     if unfinished:
@@ -95,15 +90,9 @@ def _chosen(experiment: Experiment, folds: Folds) -> list[int]:
     return [experiment.fold]
 
 
-def _job(
-    experiment: Experiment, prepared: Prepared, folds: Folds, speakers: list[str], index: int, run: str
-) -> FoldJob:
-    """A fold's job, after its splits were found disjoint, learnable and large enough."""
-    fold = folds.folds[index]
-    ids = prepared.table["id"].to_pylist()
-    check_overlap(fold, speakers, ids, prepared.table["audio_sha256"].to_pylist())
-    rows = fold.rows(speakers)
-    check_classes(fold, prepared.labels, prepared.classes, rows)
+def _job(experiment: Experiment, design: Design, index: int, run: str) -> FoldJob:
+    """A fold's job, after it was found large enough."""
+    table, rows = design.prepared.table, design.folds.folds[index].rows
     if experiment.optim.batch_size > len(rows["train"]):
         raise ConfigError(
             f"optim.batch_size={experiment.optim.batch_size}: fold {index} has only {len(rows['train'])} training "
@@ -114,10 +103,10 @@ def _job(
         run=key,
         settings=experiment.model_dump(mode="json"),
         fold=index,
-        classes=prepared.classes,
-        ids=ids,
-        speakers=speakers,
-        feed=Feed.of(key, experiment, prepared, rows),
+        classes=design.classes,
+        ids=table["id"].to_pylist(),
+        speakers=table["speaker"].to_pylist(),
+        feed=Feed.of(key, experiment, design.prepared, design.labelled, rows),
         folder=str(_run_dir(experiment, run) / f"fold-{index}"),
     )
 
@@ -126,7 +115,7 @@ def _run_dir(experiment: Experiment, run: str) -> Path:
     return Path(experiment.tracking.runs).expanduser().absolute() / f"{experiment.name}-{run}"
 
 
-def _open_run(experiment: Experiment, prepared: Prepared, folds: Folds, run: str) -> Path:
+def _open_run(experiment: Experiment, design: Design, run: str) -> Path:
     """Make the run's folder and say in it what the run is, once."""
     run_dir = _run_dir(experiment, run)
     description = {
@@ -137,24 +126,7 @@ def _open_run(experiment: Experiment, prepared: Prepared, folds: Folds, run: str
         "versions": {
             name: version(name) for name in ("torch", "ray", "transformers", "torchaudio", "pyarrow", "numpy")
         },
-        "data": {
-            "path": str(prepared.path),
-            "data_hash": prepared.data_hash,
-            "corpus": prepared.corpus,
-            "title": prepared.manifest["title"],
-            "classes": prepared.classes,
-            "utterances": prepared.table.num_rows,
-            "hours": prepared.manifest["hours"],
-            "counts": prepared.manifest["counts"],
-        },
-        "protocol": {
-            "name": folds.name,
-            "hash": folds.hash,
-            "dev_speakers": len(folds.folds[0].dev),
-            "folds": [
-                {"fold": fold.index, "test": fold.test, "dev": fold.dev, "train": fold.train} for fold in folds.folds
-            ],
-        },
+        **design.describe(),
     }
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -290,7 +262,7 @@ def _finish_fold(job: FoldJob, seconds: float) -> None:
     """Take the predictions of the chosen and of the last epoch out of their checkpoints; write result.json last."""
     folder = Path(job.folder)
     history = _history(job)
-    best = int(np.argmax([row["dev_ua"] for row in history]))
+    best = int(np.argmax(selection_scores(job.settings["protocol"]["select"], history)))
     kept = {best: "", len(history) - 1: ""}
     for path in sorted(path for path in job.checkpoints.glob("checkpoint_*") if path.is_dir()):
         try:
@@ -347,7 +319,13 @@ def gather(run_dir: Path) -> dict[str, Any]:
             }
         )
     complete = len(results) == len(run["protocol"]["folds"])
-    summary = {"folds": rows, "selected": joined["selected"], "last": joined["last"], "complete": complete}
+    summary = {
+        "folds": rows,
+        "selected": joined["selected"],
+        "last": joined["last"],
+        "complete": complete,
+        "leaks": run["protocol"]["leaks"],
+    }
     write_json(run_dir / "metrics.json", summary)
     return summary
 

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from sermll.corpora.folder import read_folder
-from sermll.rows import Corpus, Problem, Utterance
+from sermll.rows import Archive, Corpus, Problem, Utterance
 
 _COUNTS = {
     "anger": 127,
@@ -95,5 +95,7 @@ CORPUS = Corpus(
         "F. Burkhardt, A. Paeschke, M. Rolfes, W. F. Sendlmeier, B. Weiss, A Database of German Emotional "
         "Speech, Interspeech 2005, pp. 1517-1520"
     ),
+    source="http://emodb.bilderbar.info",
     read=read,
+    archives=(Archive("http://emodb.bilderbar.info/download/download.zip", bytes=40_567_066, checksum=None),),
 )

@@ -37,7 +37,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from sermll.corpora.folder import read_folder
-from sermll.rows import Corpus, Problem, Utterance
+from sermll.rows import Archive, Corpus, Problem, Utterance
 
 _CLASSES = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 _NAME = re.compile("-".join([r"(\d\d)"] * 7), re.ASCII)
@@ -106,5 +106,14 @@ CORPUS = Corpus(
         "S. R. Livingstone, F. A. Russo, The Ryerson Audio-Visual Database of Emotional Speech and Song "
         "(RAVDESS), PLoS ONE 13(5): e0196391, 2018"
     ),
+    source="https://zenodo.org/record/1188976",
     read=read,
+    default_folds="hicmae",
+    archives=(
+        Archive(
+            "https://zenodo.org/records/1188976/files/Audio_Speech_Actors_01-24.zip?download=1",
+            bytes=208_468_073,
+            checksum="md5:bc696df654c87fed845eb13823edef8a",
+        ),
+    ),
 )

@@ -392,6 +392,8 @@ CORPUS = Corpus(
     folds={"pairs": tuple((f"f{number}", f"m{number}") for number in (1, 2, 3, 4))},
     licence="CC0 1.0",
     citation="sermll, synthetic corpus",
+    source="built in",
     read=read,
+    default_folds="pairs",
     generate=generate,
 )

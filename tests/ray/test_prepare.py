@@ -59,11 +59,22 @@ def test_bad_files_are_listed_and_the_rest_is_prepared(ray_cluster: None, tmp_pa
     soundfile.write(wav / "03a07Na.wav", np.full(8000, np.nan), 16_000, subtype="FLOAT")
     soundfile.write(wav / "03a07La.wav", np.ones(100), 16_000)
     soundfile.write(wav / "03a07Xa.wav", np.ones(8000), 16_000)
+    whole = (wav / "08a01Wa.wav").read_bytes()
+    (wav / "03a07Aa.wav").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(wav / "03a07Ea.wav", np.ones(30 * 60 * 8000) / 2, 8000, subtype="PCM_U8")
+    rng = np.random.default_rng(0)
+    unusual = {"16a07Wa": (16_000, 1, "PCM_U8"), "16a07Fa": (16_000, 1, "PCM_24"), "16a07Ta": (96_000, 6, "PCM_16")}
+    for name, (rate_hz, channels, encoding) in unusual.items():
+        sound = rng.normal(0, 0.1, (rate_hz // 2, channels))
+        soundfile.write(wav / f"{name}.wav", sound, rate_hz, subtype=encoding)
     shutil.copy(wav / "08a01Wa.wav", wav / "08a02Wa.wav")
     prepared = prepare(EMODB, root, tmp_path / "out").prepared
     with (tmp_path / "out" / "problems.csv").open() as file:
-        reasons = {Path(row["path"]).stem: row["reason"] for row in csv.DictReader(file)}
+        rows = {Path(row["path"]).stem: row for row in csv.DictReader(file)}
+    reasons = {name: row["reason"] for name, row in rows.items() if row["used"] == "no"}
     assert reasons == {
+        "03a07Aa": "corrupt",
+        "03a07Ea": "long",
         "03a07Wa": "corrupt",
         "03a07Fa": "corrupt",
         "03a07Ta": "silent",
@@ -72,7 +83,12 @@ def test_bad_files_are_listed_and_the_rest_is_prepared(ray_cluster: None, tmp_pa
         "03a07Xa": reasons["03a07Xa"],
     }
     assert reasons["03a07Xa"] in ("label", "name")
-    assert prepared.table.num_rows == 71 and sum(prepared.manifest["problems"].values()) == 6
+    assert {name for name, row in rows.items() if row["used"] == "yes"} == set(unusual)
+    assert rows["16a07Ta"]["detail"] == "96000 Hz, 6 channels, PCM_16; most are 16000 Hz, 1 channel, PCM_16"
+    assert prepared.table.num_rows == 74 and sum(prepared.manifest["problems"].values()) == 8
+    assert prepared.manifest["noted"] == {"format": 3}
+    heard = {row["id"]: row["num_samples"] for row in prepared.table.to_pylist()}
+    assert [heard[name] for name in unusual] == [8000, 8000, 8000]
     assert prepared.manifest["identical_audio"] == [["08a01Wa", "08a02Wa"]]
 
 

@@ -19,6 +19,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from sermll.config import Experiment, with_overrides
 from sermll.errors import CheckpointError, ConfigError, DataError, TrainingError
+from sermll.labels import apply_labels, label_space
 from sermll.shards import Prepared, Waveforms
 from sermll.train import gather, train
 
@@ -144,7 +145,7 @@ def test_two_workers_train_as_one(ray_cluster: None, settings: Settings, tmp_pat
 def test_a_killed_driver_goes_on_and_ends_with_the_same_numbers(
     ray_cluster: None, settings: Settings, tmp_path: Path, killable: Callable[..., subprocess.Popen]
 ) -> None:
-    experiment = settings("fold=0", "optim.epochs=6")
+    experiment = settings("fold=0", "optim.epochs=6", "optim.average=0.9")  # two sets of weights to resume
     undisturbed = train(experiment)
     tree = experiment.model_dump(mode="json")
     tree["tracking"]["runs"] = str(tmp_path / "killed")
@@ -266,7 +267,10 @@ def test_ray_data_streams_the_plans_batches_in_order(ray_cluster: None, settings
 
     prepared = Prepared.open(tiny_data)
     rows = np.arange(140)
-    feed = Feed.of("stream", settings(), prepared, {"train": rows[:100], "dev": rows[100:120], "test": rows[120:]})
+    labels = prepared.table["label"].to_pylist()
+    labelled = apply_labels(label_space("native", prepared.classes), labels, [None] * 140, "hard")
+    splits = {"train": rows[:100], "dev": rows[100:120], "test": rows[120:]}
+    feed = Feed.of("stream", settings(), prepared, labelled, splits)
     expected = [
         (epoch, split, index)
         for epoch in (1, 2)
@@ -281,6 +285,7 @@ def test_ray_data_streams_the_plans_batches_in_order(ray_cluster: None, settings
             np.testing.assert_array_equal(batch.waveform, made.waveform)
             np.testing.assert_array_equal(batch.targets, made.targets)
             np.testing.assert_array_equal(batch.rows, made.rows)
+            np.testing.assert_array_equal(batch.labels, made.labels)
     assert isinstance(Waveforms(str(tiny_data), feed.shard, feed.row)[0], np.ndarray)
 
 

@@ -105,3 +105,34 @@ def test_int16_clips_and_inverts() -> None:
     np.testing.assert_array_equal(to_int16(np.array([1.5, -1.5, 0.0])), [32767, -32768, 0])
     every = np.arange(-32768, 32768).astype(np.int16)
     np.testing.assert_array_equal(to_int16(to_float(every)), every)
+
+
+def test_a_wav_file_whose_end_is_missing_is_found_by_its_header(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.wav"
+    soundfile.write(whole, np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    content = whole.read_bytes()
+    (tmp_path / "cut.wav").write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match="is cut off: 16022 bytes are missing"):
+        read_recording(tmp_path / "cut.wav")
+    at = content.index(b"data") + 4
+    for unknown in (0xFFFF_FFFF, 0x7FFF_FFFF):  # as programs write that stream into a pipe
+        (tmp_path / "piped.wav").write_bytes(content[:at] + unknown.to_bytes(4, "little") + content[at + 4 :])
+        assert len(read_recording(tmp_path / "piped.wav").samples) == 16_000
+
+
+def test_a_part_of_a_file(tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, 32_000)
+    soundfile.write(tmp_path / "x.wav", sound, 16_000)
+    whole = read_recording(tmp_path / "x.wav").samples
+    part = read_recording(tmp_path / "x.wav", start_s=0.5, end_s=1.25).samples
+    np.testing.assert_array_equal(part, whole[8000:20_000])
+    for start_s, end_s in ((1.0, 2.5), (3.0, None), (1.0, 1.0)):
+        with pytest.raises(AudioError, match=r"lasts 2\.000 s"):
+            read_recording(tmp_path / "x.wav", start_s=start_s, end_s=end_s)
+
+
+def test_what_is_too_long_is_not_decoded(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "hour.wav", np.zeros(301 * 1000), 1000)
+    with pytest.raises(AudioError, match="lasts 301 s; 300 s is the most") as caught:
+        read_recording(tmp_path / "hour.wav")
+    assert caught.value.reason == "long"

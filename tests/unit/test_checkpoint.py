@@ -24,7 +24,8 @@ def written(folder: Path, epoch: int, run: str = "r") -> Path:
     path = folder / f"checkpoint_{epoch:03d}"
     path.mkdir(parents=True)
     (path / "predictions.parquet").write_bytes(b"guarded too")
-    save(path, *trained(epoch), {"run": run, "epoch": epoch, "history": [{"epoch": epoch}]})
+    module, optimizer = trained(epoch)
+    save(path, {"model": module}, optimizer, {"run": run, "epoch": epoch, "history": [{"epoch": epoch}]})
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sermll.cli import main
 
-VERBS = ("prepare", "train", "report", "predict", "track")
+VERBS = ("corpora", "download", "prepare", "audit", "train", "report", "predict", "track")
 
 
 def sermll(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,8 +44,14 @@ def test_wrong_usage_exits_with_2() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prepare", "timit", "--out", "x"], "no corpus 'timit'; known: ravdess, emodb, synthetic"),
+        (["prepare", "timit", "--out", "x"], "no corpus 'timit'; known: iemocap, msp_improv, ravdess"),
         (["prepare", "ravdess", "--out", "x"], "--root is needed"),
+        (["prepare", "manifest", "--out", "x"], "--root is needed"),
+        (["prepare", "emodb", "--root", "emodb", "--out", "x", "--classes", "a,b"], "--classes has no effect"),
+        (["corpora", "timit"], "no corpus 'timit'"),
+        (["download", "iemocap", "--out", "x"], "iemocap"),
+        (["download", "ravdess", "--out", "x"], "--accept-licence"),
+        (["audit", "missing"], "no such folder"),
         (["prepare", "ravdess", "--root", "missing", "--out", "x"], "no such folder"),
         (["prepare", "ravdess", "--root", "empty", "--out", "x"], "no WAV or FLAC file"),
         (["prepare", "ravdess", "--root", "emodb", "--out", "x"], "none of the"),
@@ -111,3 +117,14 @@ def test_too_many_problems_fail_after_the_work_is_done(
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m sermll --help | head -1"
     assert subprocess.run(command, shell=True, capture_output=True, check=True, env=os.environ).stderr == b""
+
+
+def test_corpora_tells_all_and_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corpora", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"iemocap", "ravdess", "cremad"} <= {row["name"] for row in table}
+    assert main(["corpora", "iemocap"]) == 0
+    shown = capsys.readouterr().out
+    assert "Traps:" in shown and "next: ask for it at" in shown
+    assert main(["corpora", "manifest"]) == 0
+    assert "speaker" in capsys.readouterr().out

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import soundfile
 
 from sermll.feed import Feed, make_batch
+from sermll.labels import apply_labels, label_space
 from sermll.shards import Prepared
 
 Settings = Callable[..., Any]
@@ -19,10 +20,14 @@ def prepared(tiny_data: Path) -> Prepared:
     return Prepared.open(tiny_data)
 
 
-def feed_of(experiment: Any, prepared: Prepared) -> Feed:
+def feed_of(
+    experiment: Any, prepared: Prepared, votes: list[Any] | None = None, kind: Literal["hard", "soft"] = "hard"
+) -> Feed:
     rows = np.arange(prepared.table.num_rows)
     splits = {"train": rows[:100], "dev": rows[100:121], "test": rows[121:]}
-    return Feed.of(f"key-{id(experiment)}", experiment, prepared, splits)
+    space = label_space("native", prepared.classes)
+    labelled = apply_labels(space, prepared.table["label"].to_pylist(), votes or [None] * len(rows), kind)
+    return Feed.of(f"key-{id(experiment)}-{kind}", experiment, prepared, labelled, splits)
 
 
 def slow_eam(x: np.ndarray, partner: np.ndarray, mix: Any, place: int) -> tuple[np.ndarray, float]:
@@ -58,8 +63,8 @@ def test_training_batches_equal_mixing_by_hand(settings: Settings, prepared: Pre
             np.testing.assert_allclose(batch.waveform[place, :length], expected, atol=1e-6)
             assert not batch.waveform[place, length:].any()
             target = np.zeros(7)
-            target[prepared.labels[plan.rows[position]]] += 1 - share
-            target[prepared.labels[plan.rows[partner]]] += share
+            target[feed.labels[plan.rows[position]]] += 1 - share
+            target[feed.labels[plan.rows[partner]]] += share
             np.testing.assert_allclose(batch.targets[place], target, atol=1e-6)
 
 
@@ -104,3 +109,27 @@ def test_a_worker_without_a_share_gets_an_empty_batch(settings: Settings, prepar
     shares = [make_batch(feed, "dev", 0, last, rank, 4) for rank in range(4)]
     assert [len(share.rows) for share in shares][2:] == [0, 0]
     assert shares[3].waveform.shape == (0, 0) and shares[3].targets.shape == (0, 7)
+
+
+def test_eam_mixes_soft_labels_and_metrics_count_the_majority(settings: Settings, prepared: Prepared) -> None:
+    rng = np.random.default_rng(0)
+    votes = [((label, 3.0), (str(rng.choice(prepared.classes)), 2.0)) for label in prepared.table["label"].to_pylist()]
+    feed = feed_of(settings("mixup.probability=1.0"), prepared, votes, "soft")
+    plan = feed.plan("train", 0)
+    assert plan.mix is not None
+    hard = feed_of(settings("mixup.probability=1.0"), prepared)
+    batch, one_hot = make_batch(feed, "train", 0, 0), make_batch(hard, "train", 0, 0)
+    np.testing.assert_array_equal(batch.labels, one_hot.labels)
+    np.testing.assert_array_equal(batch.waveform, one_hot.waveform)
+    for place, position in enumerate(plan.batch(0).tolist()):
+        own, other = (int(plan.rows[at]) for at in (position, plan.mix.partner[position]))
+        same_class = hard.labels[own] == hard.labels[other]
+        share = 0.5 if same_class else one_hot.targets[place, hard.labels[other]]  # of equal classes it cannot be seen
+        expected = np.zeros(7)
+        for row, weight in ((own, 1 - share), (other, share)):
+            for label, count in votes[row]:
+                expected[prepared.classes.index(label)] += weight * count / 5
+        if not same_class:
+            np.testing.assert_allclose(batch.targets[place], expected, atol=1e-6)
+    test = make_batch(feed, "test", 0, 0)
+    assert (test.labels == test.targets.argmax(1)).all()

@@ -7,7 +7,7 @@ import pytest
 
 from sermll import config, pooling
 from sermll.config import load_experiment
-from sermll.corpora import CORPORA
+from sermll.corpora import CORPORA, FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -54,7 +54,7 @@ def test_every_pool_of_the_settings_exists() -> None:
 def test_corpora_are_named_as_they_are_registered() -> None:
     for name, corpus in CORPORA.items():
         assert corpus.name == name
-        assert set(corpus.counts) == set(corpus.classes)
+        assert set(corpus.counts) == {*corpus.classes, *corpus.other_labels}
 
 
 def test_the_readme_knows_the_targets_the_verbs_and_the_corpora() -> None:
@@ -62,10 +62,10 @@ def test_the_readme_knows_the_targets_the_verbs_and_the_corpora() -> None:
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
     assert {"demo", "test"} <= set(re.findall(r"\bmake ([a-z]+)\b", README))
-    for verb in ("prepare", "train", "report", "predict", "track"):
+    for verb in ("corpora", "download", "prepare", "audit", "train", "report", "predict", "track"):
         assert f"sermll {verb}" in README
-    for name in CORPORA:
-        assert f"`{name}`" in README
+    for name in (*CORPORA, *FORMATS):
+        assert f"`{name}`" in README or f"prepare {name}" in README
 
 
 def test_pictures_and_files_that_the_readme_shows_exist() -> None:

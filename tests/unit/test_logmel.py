@@ -1,12 +1,13 @@
 """The from-scratch encoder: the same frames alone and in a batch, finite on silence, one frame at least."""
 
+import librosa
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sermll.logmel import LogMelEncoder, MaskedBatchNorm, masked_bands, normalized
+from sermll.logmel import LogMelEncoder, MaskedBatchNorm, masked_bands, normalized, warped
 
 SECOND = 16_000
 
@@ -151,3 +152,40 @@ def test_spec_augment_and_dropout_act_in_training_alone() -> None:
 def test_odd_dim_is_refused() -> None:
     with pytest.raises(ValueError, match="even"):
         LogMelEncoder(dim=33)
+
+
+def test_warped_filters_hear_a_tone_as_if_it_were_higher() -> None:
+    filters = torch.from_numpy(librosa.filters.mel(sr=16_000, n_fft=1024, n_mels=80, htk=True, norm=None).T)
+    for factor in (0.85, 1.0, 1.1):
+        banks = warped(filters, torch.tensor([factor, 1.0]))
+        torch.testing.assert_close(banks[1], filters)
+        for place in (50, 123, 300):
+            spectrum, moved = torch.zeros(513), torch.zeros(513)
+            spectrum[place] = 1.0
+            # Between two frequencies, a tone is heard at both in shares.
+            moved[int(place * factor)] = 1 - place * factor % 1
+            moved[int(place * factor) + 1] = place * factor % 1
+            torch.testing.assert_close(spectrum @ banks[0], moved @ filters, atol=1e-4, rtol=1e-4)
+
+
+def test_warping_is_for_training_alone_and_is_another_one_each_time() -> None:
+    torch.manual_seed(0)
+    encoder = LogMelEncoder(mels=16, dim=16, dropout=0.0, spec_augment=False, warp=0.1)
+    waveform, lengths = torch.randn(2, 8000), torch.tensor([8000, 8000])
+    encoder.eval()
+    torch.testing.assert_close(encoder(waveform, lengths)[0], encoder(waveform, lengths)[0])
+    encoder.train()
+    assert not torch.allclose(encoder(waveform, lengths)[0], encoder(waveform, lengths)[0])
+
+
+def test_bf16_trains_like_float32() -> None:
+    waves = utterances(8)
+    gradients = {}
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        encoder = LogMelEncoder(mels=16, dim=16, dropout=0.0, spec_augment=False)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            frames, mask = encoder(*batched(waves))
+        (frames.float()[mask] * torch.linspace(-1, 1, 16)).sum().backward()
+        gradients[enabled] = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+    assert torch.nn.functional.cosine_similarity(gradients[True], gradients[False], dim=0) > 0.99

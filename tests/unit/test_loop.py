@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sermll.errors import TrainingError
 from sermll.feed import Batch
-from sermll.loop import Scores, make_optimizer, score, set_rates, train_epoch
+from sermll.loop import Scores, average, make_optimizer, score, selection_scores, set_rates, train_epoch
 from sermll.model import System
 
 Settings = Callable[..., Any]
@@ -21,8 +22,9 @@ def batch_of(lengths: list[int], seed: int = 0, index: int = 0, num_classes: int
     waveform = np.zeros((len(lengths), max(lengths)), np.float32)
     for place, length in enumerate(lengths):
         waveform[place, :length] = rng.normal(0, 0.1, length)
-    targets = np.eye(num_classes, dtype=np.float32)[rng.integers(0, num_classes, len(lengths))]
-    return Batch(0, "train", index, np.arange(len(lengths)), waveform, np.array(lengths), targets)
+    labels = rng.integers(0, num_classes, len(lengths))
+    targets = np.eye(num_classes, dtype=np.float32)[labels]
+    return Batch(0, "train", index, np.arange(len(lengths)), waveform, np.array(lengths), labels, targets)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_training_lowers_the_loss(settings: Settings, system: System) -> None:
     batch = batch_of([6000, 5000, 7000, 4000])
 
     def once() -> dict[str, float]:
-        return train_epoch(system, optimizer, iter([(batch, 0.0)]), 5.0, CPU, list("abcd"))
+        return train_epoch(system, optimizer.step, iter([(batch, 0.0)]), 5.0, CPU, list("abcd"))
 
     first = once()
     last = [once() for _ in range(15)][-1]
@@ -70,7 +72,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_utterances_named(settings: Set
     before = [parameter.clone() for parameter in system.parameters()]
     optimizer = make_optimizer(system, settings().optim)
     with pytest.raises(TrainingError, match=r"epoch 1, batch 5: .*nan.* The batch holds first, second"):
-        train_epoch(system, optimizer, iter([(batch, 0.0)]), 5.0, CPU, ["first", "second"])
+        train_epoch(system, optimizer.step, iter([(batch, 0.0)]), 5.0, CPU, ["first", "second"])
     assert all(torch.equal(one, two) for one, two in zip(before, system.parameters(), strict=True))
 
 
@@ -84,7 +86,7 @@ def test_an_output_does_not_depend_on_the_batch(settings: Settings, pool: str) -
     for place, length in enumerate(lengths):
         alone = Batch(
             0, "dev", 0, batch.rows[place : place + 1], batch.waveform[place : place + 1, :length],
-            batch.lengths[place : place + 1], batch.targets[place : place + 1],
+            batch.lengths[place : place + 1], batch.labels[place : place + 1], batch.targets[place : place + 1],
         )  # fmt: skip
         scores = score(system, iter([alone]), 7, CPU)
         np.testing.assert_allclose(scores.logits[0], together.logits[place], atol=1e-5)
@@ -95,8 +97,17 @@ def test_scores_of_several_batches_keep_rows_together(system: System) -> None:
     def batches() -> Iterator[Batch]:
         for index in range(3):
             made = batch_of([3000 + 500 * index] * 2, seed=index)
-            yield Batch(0, "dev", index, made.rows + 2 * index, made.waveform, made.lengths, made.targets)
-        yield Batch(0, "dev", 3, np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros(0), np.zeros((0, 7)))
+            yield Batch(0, "dev", index, made.rows + 2 * index, made.waveform, made.lengths, made.labels, made.targets)
+        yield Batch(
+            0,
+            "dev",
+            3,
+            np.zeros(0, np.int64),
+            np.zeros((0, 0), np.float32),
+            np.zeros(0),
+            np.zeros(0, np.int64),
+            np.zeros((0, 7)),
+        )
 
     scores = score(system, batches(), 7, CPU).gathered()
     assert scores.rows.tolist() == [0, 1, 2, 3, 4, 5]
@@ -118,7 +129,7 @@ def test_any_loss_can_be_left_out(settings: Settings, off: str) -> None:
     system = System(experiment, 7)
     row = train_epoch(
         system,
-        make_optimizer(system, experiment.optim),
+        make_optimizer(system, experiment.optim).step,
         iter([(batch_of([4000, 5000]), 0.0)]),
         5.0,
         CPU,
@@ -141,3 +152,25 @@ def test_bf16_computes_losses_in_float32(settings: Settings) -> None:
     assert all(value.dtype == torch.float32 for value in two.values())
     assert float(two["loss"].detach()) == pytest.approx(float(one["loss"].detach()), rel=0.03)
     assert not torch.equal(two["loss"], one["loss"])
+
+
+def test_averaged_weights_follow_the_trained_ones_by_hand() -> None:
+    held, trained = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    expected = held.weight.detach().double().numpy().copy()
+    for step in range(5):
+        with torch.no_grad():
+            trained.weight.copy_(torch.tensor([float(step), -1.0]))
+            trained.num_batches_tracked.fill_(step)
+        average(held, trained, 0.9)
+        expected = 0.9 * expected + 0.1 * np.array([step, -1.0])
+    np.testing.assert_allclose(held.weight.detach().numpy(), expected, rtol=1e-6)
+    assert held.num_batches_tracked == 4  # counts are copied: an average of whole numbers is none
+
+
+def test_the_rule_decides_which_epoch_is_the_result() -> None:
+    history = [
+        {"epoch": e, "dev_ua": ua, "dev_loss": loss}
+        for e, (ua, loss) in enumerate([(0.5, 1.0), (0.7, 2.0), (0.6, 3.0)])
+    ]
+    chosen = {rule: int(np.argmax(selection_scores(rule, history))) for rule in ("dev_ua", "dev_loss", "last")}
+    assert chosen == {"dev_ua": 1, "dev_loss": 0, "last": 2}

@@ -1,20 +1,51 @@
-"""Folds: who is where, and that an overlap is refused by name."""
+"""Folds: who is where, that every planted leak is found and named, and what a fold file may say."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import yaml
 
 from sermll.config import Protocol
 from sermll.corpora import CORPORA
 from sermll.errors import ProtocolError
-from sermll.protocol import Fold, check_classes, check_overlap, make_folds
+from sermll.protocol import SPLITS, Fold, check_classes, find_leaks, make_folds
 
-SPEAKERS = ["a", "a", "b", "b", "c", "d"]
-NO_SESSIONS = [None] * 6
+ACTORS = [f"{actor:02d}" for actor in range(1, 25)]
+
+
+def table_of(speakers: list[str], **columns: list[Any]) -> pa.Table:
+    size = len(speakers)
+    defaults = {
+        "id": [f"u{row}" for row in range(size)],
+        "session": [None] * size,
+        "fold": [None] * size,
+        "audio_sha256": [str(row) for row in range(size)],
+    }
+    return pa.table({"speaker": speakers, **defaults, **columns})
+
+
+TABLE = table_of(["a", "a", "b", "b", "c", "d"])
+
+
+def folds_of(table: pa.Table = TABLE, **settings: Any) -> list[Fold]:
+    return list(make_folds(Protocol(**settings), table, {}, "speaker").folds)
+
+
+def who(fold: Fold) -> tuple[tuple[str, ...], ...]:
+    return fold.speakers["test"], fold.speakers["dev"], fold.speakers["train"]
+
+
+def written(path: Path, folds: Any) -> str:
+    path.write_text(yaml.safe_dump(folds))
+    return str(path)
 
 
 def test_leave_one_speaker_out_by_hand() -> None:
-    folds = make_folds(Protocol(folds="speaker", dev_speakers=1), {}, SPEAKERS, NO_SESSIONS).folds
-    assert [(fold.test, fold.dev, fold.train) for fold in folds] == [
+    assert [who(fold) for fold in folds_of(folds="speaker", dev_speakers=1)] == [
         (("a",), ("b",), ("c", "d")),
         (("b",), ("c",), ("a", "d")),
         (("c",), ("d",), ("a", "b")),
@@ -23,50 +54,58 @@ def test_leave_one_speaker_out_by_hand() -> None:
 
 
 def test_rows_of_a_fold_cover_every_utterance_once() -> None:
-    fold = make_folds(Protocol(folds="speaker"), {}, SPEAKERS, NO_SESSIONS).folds[1]
-    rows = fold.rows(SPEAKERS)
-    assert {split: values.tolist() for split, values in rows.items()} == {
-        "train": [0, 1, 5],
-        "dev": [4],
-        "test": [2, 3],
-    }
+    rows = folds_of(folds="speaker")[1].rows
+    assert {split: rows[split].tolist() for split in SPLITS} == {"train": [0, 1, 5], "dev": [4], "test": [2, 3]}
 
 
-def test_sessions_are_held_out_whole_and_the_next_one_is_dev() -> None:
-    speakers, sessions = ["1F", "1M", "2F", "2M", "3F", "3M"], ["1", "1", "2", "2", "3", "3"]
-    folds = make_folds(Protocol(folds="session"), {}, speakers, sessions).folds
-    assert [(fold.test, fold.dev) for fold in folds] == [
+@pytest.mark.parametrize("column", ["session", "fold"])
+def test_groups_are_held_out_whole(column: str) -> None:
+    table = table_of(["1F", "1M", "2F", "2M", "3F", "3M"], **{column: ["1", "1", "2", "2", "3", "3"]})
+    folds = folds_of(table, folds=column, dev_speakers=2)
+    assert [(fold.speakers["test"], fold.speakers["dev"]) for fold in folds] == [
         (("1F", "1M"), ("2F", "2M")),
         (("2F", "2M"), ("3F", "3M")),
         (("3F", "3M"), ("1F", "1M")),
     ]
 
 
+def test_the_next_session_is_dev_unless_told_otherwise() -> None:
+    table = table_of(["1F", "1M", "2F", "2M", "3F", "3M"], session=["1", "1", "2", "2", "3", "3"])
+    assert [fold.speakers["dev"] for fold in folds_of(table, folds="session")] == [
+        ("2F", "2M"),
+        ("3F", "3M"),
+        ("1F", "1M"),
+    ]
+
+
 @pytest.mark.parametrize("name", ["hicmae", "emobox"])
 @pytest.mark.parametrize("dev_speakers", ["auto", 4, 7])
 def test_ravdess_folds_are_disjoint_and_complete(name: str, dev_speakers: int | str) -> None:
-    actors = [f"{actor:02d}" for actor in range(1, 25)]
     protocol = Protocol.model_validate({"folds": name, "dev_speakers": dev_speakers})
-    folds = make_folds(protocol, CORPORA["ravdess"].folds, actors, [None] * 24).folds
+    table = table_of(ACTORS)
+    folds = make_folds(protocol, table, CORPORA["ravdess"].folds, "hicmae").folds
     assert len(folds) == 6
-    assert sorted(speaker for fold in folds for speaker in fold.test) == actors
+    assert sorted(speaker for fold in folds for speaker in fold.speakers["test"]) == ACTORS
     for fold in folds:
-        sides = [set(fold.test), set(fold.dev), set(fold.train)]
-        assert sorted(set.union(*sides)) == actors and sum(map(len, sides)) == 24
-        assert len(fold.dev) == (2 if dev_speakers == "auto" else dev_speakers)
+        sides = [set(fold.speakers[split]) for split in SPLITS]
+        assert sorted(set.union(*sides)) == ACTORS and sum(map(len, sides)) == 24
+        assert len(fold.speakers["dev"]) == (2 if dev_speakers == "auto" else dev_speakers)
+        assert find_leaks(fold, table) == []
 
 
-def test_the_default_is_the_corpus_own_first_list() -> None:
-    actors = [f"{actor:02d}" for actor in range(1, 25)]
-    folds = make_folds(Protocol(), CORPORA["ravdess"].folds, actors, [None] * 24)
-    assert folds.name == "hicmae" and folds.folds[5].test == ("21", "22", "23", "24")
-    assert make_folds(Protocol(), {}, SPEAKERS, NO_SESSIONS).name == "speaker"
+def test_the_default_is_the_corpus_own() -> None:
+    folds = make_folds(Protocol(), table_of(ACTORS), CORPORA["ravdess"].folds, "hicmae")
+    assert folds.name == "hicmae" and folds.folds[5].speakers["test"] == ("21", "22", "23", "24")
+    assert make_folds(Protocol(), TABLE, {}, "speaker").name == "speaker"
 
 
-def test_the_hash_tells_divisions_apart() -> None:
-    one, two = (make_folds(Protocol(folds="speaker", dev_speakers=n), {}, SPEAKERS, NO_SESSIONS) for n in (1, 2))
-    assert one.hash != two.hash
-    assert one.hash == make_folds(Protocol(folds="speaker", dev_speakers=1), {}, SPEAKERS[::-1], NO_SESSIONS).hash
+def test_the_hash_tells_divisions_and_rules_apart(tmp_path: Path) -> None:
+    one, two = (make_folds(Protocol(folds="speaker", dev_speakers=n), TABLE, {}, "speaker") for n in (1, 2))
+    assert one.hash({}) != two.hash({})
+    assert one.hash({"select": "last"}) != one.hash({"select": "dev_ua"})
+    listed = [{split: list(fold.speakers[split]) for split in SPLITS} for fold in one.folds]
+    same = make_folds(Protocol(folds=written(tmp_path / "mine.yaml", listed)), TABLE, {}, "speaker")
+    assert same.name == "mine" and same.hash({}) == one.hash({})  # a name decides nothing
 
 
 @pytest.mark.parametrize(
@@ -80,40 +119,109 @@ def test_the_hash_tells_divisions_apart() -> None:
 )
 def test_impossible_lists_are_refused(groups: list[list[str]], words: str) -> None:
     with pytest.raises(ProtocolError, match=words):
-        make_folds(Protocol(folds="mine"), {"mine": groups}, SPEAKERS, NO_SESSIONS)
+        make_folds(Protocol(folds="mine"), TABLE, {"mine": groups}, "mine")
 
 
 def test_unknown_lists_and_missing_sessions_are_refused() -> None:
-    with pytest.raises(ProtocolError, match="this corpus has: hicmae, speaker, session"):
-        make_folds(Protocol(folds="kfold"), {"hicmae": [["a"]]}, SPEAKERS, NO_SESSIONS)
-    with pytest.raises(ProtocolError, match="tells no sessions"):
-        make_folds(Protocol(folds="session"), {}, SPEAKERS, NO_SESSIONS)
+    with pytest.raises(ProtocolError, match="this corpus has: hicmae, speaker, session, fold"):
+        make_folds(Protocol(folds="kfold"), TABLE, {"hicmae": [["a"]]}, "hicmae")
+    with pytest.raises(ProtocolError, match="'session': not every utterance"):
+        folds_of(folds="session")
     with pytest.raises(ProtocolError, match="2 speakers are too few"):
-        make_folds(Protocol(folds="speaker"), {}, ["a", "b"], [None, None])
+        folds_of(table_of(["a", "b"]), folds="speaker")
 
 
-def test_a_shared_speaker_is_refused_by_name() -> None:
-    ids, audio = list("uvwxyz"), list("123456")
-    with pytest.raises(ProtocolError, match="train and test share the speakers a"):
-        check_overlap(Fold(0, ("a",), ("b",), ("a", "c")), SPEAKERS, ids, audio)
-    with pytest.raises(ProtocolError, match="dev and test share the speakers b"):
-        check_overlap(Fold(0, ("b",), ("b",), ("c",)), SPEAKERS, ids, audio)
+def test_a_file_of_speakers(tmp_path: Path) -> None:
+    path = written(tmp_path / "mine.yaml", [{"test": ["a"], "dev": ["b"]}, {"test": ["b"], "train": ["a", "c"]}])
+    assert [who(fold) for fold in folds_of(folds=path)] == [
+        (("a",), ("b",), ("c", "d")),
+        (("b",), ("c",), ("a",)),  # dev is the next one of those it may train on
+    ]
 
 
-def test_a_shared_recording_is_refused_by_name() -> None:
-    fold = Fold(0, ("a",), ("b",), ("c", "d"))
-    check_overlap(fold, SPEAKERS, list("uvwxyz"), ["1", "1", "2", "2", "3", "4"])  # copies within a side are allowed
-    with pytest.raises(ProtocolError, match=r"stand in train and in test \(y = v\)"):
-        check_overlap(fold, SPEAKERS, list("uvwxyz"), ["1", "2", "3", "4", "2", "5"])
+def test_a_file_of_utterances(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"folds": [{"test": ["u5"], "dev": ["u4"], "train": ["u0", "u2"]}]}))
+    (fold,) = folds_of(folds=str(path))
+    assert {split: fold.rows[split].tolist() for split in SPLITS} == {"train": [0, 2], "dev": [4], "test": [5]}
+    assert who(fold) == (("d",), ("c",), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[", "cannot be read as YAML"),
+        ("", "not a fold list"),
+        ("- {dev: [a]}", "not a fold list"),
+        ("- {test: []}", "not a fold list"),
+        ("- {test: [a], val: [b]}", "not a fold list"),
+        ("- {test: [a, nobody]}", "must be all speakers or all utterances of these data, and not all are: nobody$"),
+        ("- {test: [u0]}", "must say which are dev"),
+    ],
+)
+def test_files_that_are_no_fold_lists_are_refused(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "folds.yaml"
+    path.write_text(content)
+    with pytest.raises(ProtocolError, match=words):
+        folds_of(folds=str(path))
+
+
+def test_a_missing_file_and_a_setting_without_effect_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError, match="no such file"):
+        folds_of(folds="nowhere.yaml")
+    path = written(tmp_path / "mine.yaml", [{"test": ["a"], "dev": ["b"]}])
+    with pytest.raises(ProtocolError, match="dev_speakers has no effect"):
+        folds_of(folds=path, dev_speakers=1)
+
+
+def found(tmp_path: Path, table: pa.Table, listed: list[dict[str, list[str]]]) -> set[tuple[int, str, tuple[str, str]]]:
+    folds = folds_of(table, folds=written(tmp_path / "leaky.yaml", listed))
+    return {(leak.fold, leak.kind, leak.sides) for fold in folds for leak in find_leaks(fold, table)}
+
+
+def test_dev_that_is_the_test_fold_is_found(tmp_path: Path) -> None:
+    listed = [{"test": [name], "dev": [name]} for name in "abcd"]
+    leaks = found(tmp_path, TABLE, listed)
+    for fold in range(4):
+        assert {(fold, "same split", ("dev", "test")), (fold, "speaker", ("dev", "test"))} <= leaks
+    assert not any("train" in sides for _, _, sides in leaks)
+
+
+def test_a_random_split_of_utterances_shares_every_speaker(tmp_path: Path) -> None:
+    table = table_of([actor for actor in ACTORS for _ in range(20)])
+    ids = np.random.default_rng(0).permutation(table["id"].to_pylist()).tolist()
+    path = written(tmp_path / "random.yaml", [{"test": ids[:96], "dev": ids[96:192], "train": ids[192:]}])
+    leaks = find_leaks(folds_of(table, folds=path)[0], table)
+    assert {(leak.kind, leak.sides) for leak in leaks} == {
+        ("speaker", sides) for sides in (("train", "dev"), ("train", "test"), ("dev", "test"))
+    }
+    assert len(leaks[1].members) == 24 and "train and test share 24 speakers (01, 02" in str(leaks[1])
+
+
+def test_utterances_of_two_sides_are_found(tmp_path: Path) -> None:
+    leaks = found(tmp_path, TABLE, [{"test": ["u5"], "dev": ["u4"], "train": ["u0", "u5"]}])
+    assert leaks == {(0, "utterance", ("train", "test")), (0, "speaker", ("train", "test"))}
+
+
+def test_one_recording_under_two_names_is_found() -> None:
+    copies = table_of(["a", "a", "b", "b", "c", "d"], audio_sha256=["1", "1", "2", "2", "3", "1"])
+    leaks = [leak for fold in folds_of(copies, folds="speaker") for leak in find_leaks(fold, copies)]
+    assert {(leak.fold, leak.kind, leak.sides) for leak in leaks} == {
+        (0, "audio", ("train", "test")),
+        (2, "audio", ("train", "dev")),
+        (3, "audio", ("dev", "test")),
+    }
+    assert "(u5 = u0, u5 = u1)" in str(next(leak for leak in leaks if leak.fold == 0))
 
 
 def test_unlearnable_folds_are_refused() -> None:
-    fold = Fold(0, ("a",), ("b",), ("c", "d"))
-    rows = fold.rows(SPEAKERS)
-    check_classes(fold, np.array([0, 1, 0, 1, 0, 1]), ["x", "y"], rows)
+    fold = folds_of(folds="speaker", dev_speakers=1)[0]
+    check_classes(fold, np.array([0, 1, 0, 1, 0, 1]), ["x", "y"])
     with pytest.raises(ProtocolError, match="every training utterance is 'x'"):
-        check_classes(fold, np.array([0, 1, 0, 1, 0, 0]), ["x", "y"], rows)
+        check_classes(fold, np.array([0, 1, 0, 1, 0, 0]), ["x", "y"])
     with pytest.raises(ProtocolError, match="no training utterance of z"):
-        check_classes(fold, np.array([2, 1, 0, 1, 0, 1]), ["x", "y", "z"], rows)
+        check_classes(fold, np.array([2, 1, 0, 1, 0, 1]), ["x", "y", "z"])
+    dropped = fold.keep(np.array([True, True, False, False, True, True]))
+    assert dropped.rows["dev"].tolist() == [] and dropped.rows["train"].tolist() == [4, 5]
     with pytest.raises(ProtocolError, match="no utterance for dev"):
-        check_classes(fold, np.zeros(6, np.int64), ["x", "y"], rows | {"dev": np.zeros(0, np.int64)})
+        check_classes(dropped, np.zeros(6, np.int64), ["x", "y"])

@@ -73,8 +73,11 @@ def write_run(
             "utterances": len(everyone) * size * per_class,
             "hours": 1.25,
             "counts": {name: len(everyone) * per_class for name in classes},
+            "space": "native",
+            "dropped": {},
+            "ties": 0,
         },
-        "protocol": {"name": protocol, "dev_speakers": 1, "hash": "abcdef", "folds": folds},
+        "protocol": {"name": protocol, "hash": "abcdef", "select": "dev_ua", "leaks": [], "folds": folds},
     }
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -429,11 +432,22 @@ def test_settings_are_told_in_words(tmp_path: Path) -> None:
 def test_the_promise_about_speakers_is_checked(tmp_path: Path, quick: None) -> None:
     run = write_run(tmp_path / "demo-0123456789ab")
     facts = json.loads((run / "run.json").read_text())
-    facts["protocol"]["folds"][1]["train"].append("c")
+    facts["protocol"]["leaks"] = ["fold 1: train and test share 1 speakers (c)"]
     (run / "run.json").write_text(json.dumps(facts))
     page = Page(report.build([run], tmp_path / "out"))
     assert "never in training or dev" not in page.text
-    assert "Fold 1: test speakers stand in training or dev (c): scores too high." in page.text
+    assert "LEAK, scores are too high: fold 1: train and test share 1 speakers (c)." in page.text
+    assert "LEAK" in report.text_table(report.load(run))
+
+
+def test_dropped_utterances_and_ties_are_told(tmp_path: Path, quick: None) -> None:
+    run = write_run(tmp_path / "demo-0123456789ab")
+    facts = json.loads((run / "run.json").read_text())
+    facts["data"] |= {"dropped": {"xxx": 3, "fru": 2}, "ties": 1}
+    (run / "run.json").write_text(json.dumps(facts))
+    told = report.text_table(report.load(run))
+    assert "5 utterances have no class in label space native: xxx 3, fru 2." in told
+    assert "1 utterance had no majority" in told
 
 
 @pytest.mark.parametrize(
@@ -462,7 +476,7 @@ def test_published_numbers_are_those_of_the_paper() -> None:
     numbers = {key: (paper.ua, paper.wa, paper.classes, paper.folds) for key, paper in report.PUBLISHED.items()}
     assert numbers == {
         ("iemocap", "session"): (79.14, 78.47, 4, 5),
-        ("msp-improv", "session"): (58.34, 58.55, 4, 6),
+        ("msp_improv", "session"): (58.34, 58.55, 4, 6),
         ("ravdess", "hicmae"): (92.28, 93.40, 8, 6),
         ("savee", "speaker"): (72.3, None, 7, 4),
     }
