@@ -12,7 +12,7 @@ default limits accuse none of the 1440 recordings of RAVDESS and none of the 535
 | bandwidth | 7.5 to 8 kHz | 7.5 to 8 kHz |
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,36 +58,6 @@ class Quality:
     source_rate_hz: int
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """From where on a recording is faulty."""
-
-    clipped_share: float = 0.001
-    """Share of clipped samples; normalised recordings have up to 0.0001."""
-    silent_level_db: float = -65.0
-    """Level below which a recording is nearly silent: 35 dB above the rounding to 16 bits."""
-    silent_share: float = 0.9
-    """Share of silent frames above which a recording is nearly silent too."""
-    dc_offset: float = 0.01
-    """Offset to either side, as a share of full scale."""
-    band_share: float = 0.8
-    """Bandwidth as a share of the corpus's median, and of what the source's sampling rate can hold up to 8 kHz."""
-
-
-LIMITS = Limits()
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with some recordings."""
-
-    kind: str
-    """'clipped', 'nearly silent', 'offset', 'narrow band' or 'upsampled'."""
-    message: str
-    rows: tuple[int, ...]
-    """Which recordings, at least one."""
-
-
 def measure(samples: NDArray[np.int16], source_rate_hz: int) -> Quality:
     """Measure a recording of any length; an empty one is silent.
 
@@ -114,44 +84,35 @@ def measure(samples: NDArray[np.int16], source_rate_hz: int) -> Quality:
     )
 
 
-def faults(qualities: Sequence[Quality], limits: Limits = LIMITS) -> list[Fault]:
-    """What is wrong in a corpus, by kind; a kind that no recording has is left out."""
-    median_hz = float(np.median([one.bandwidth_hz for one in qualities])) if qualities else 0.0
-    narrow_hz = limits.band_share * median_hz
-    share = f"{limits.band_share:.0%}".replace("%", " %")
-    kinds: list[tuple[str, str, Callable[[Quality], bool]]] = [
-        (
-            "clipped",
-            f"more than {100 * limits.clipped_share:g} % of the samples are clipped",
-            lambda one: one.clipped_share > limits.clipped_share,
-        ),
-        (
-            "nearly silent",
-            f"level below {limits.silent_level_db:g} dB of full scale, or over {100 * limits.silent_share:g} % silence",
-            lambda one: one.level_db < limits.silent_level_db or one.silent_share > limits.silent_share,
-        ),
-        (
-            "offset",
-            f"mean further than {100 * limits.dc_offset:g} % of full scale from zero",
-            lambda one: abs(one.dc_offset) > limits.dc_offset,
-        ),
-        (
-            "narrow band",
-            f"nothing above {narrow_hz:.0f} Hz, {share} of the corpus's median bandwidth",
-            lambda one: 0 < one.bandwidth_hz < narrow_hz,
-        ),
-        (
-            "upsampled",
-            f"nothing in the upper part of the band that the file's sampling rate can hold: below {share} of it",
-            lambda one: 0 < one.bandwidth_hz < limits.band_share * min(one.source_rate_hz, SAMPLE_RATE_HZ) / 2,
-        ),
-    ]
-    found = []
-    for kind, what, faulty in kinds:
-        rows = tuple(row for row, one in enumerate(qualities) if faulty(one))
-        if rows:
-            found.append(Fault(kind, f"{what}: {len(rows)} of {len(qualities)} recordings", rows))
-    return found
+def is_clipped(quality: Quality, share: float = 0.001) -> bool:
+    """Whether more than `share` of the samples are clipped; normalised recordings have up to 0.0001."""
+    return quality.clipped_share > share
+
+
+def is_nearly_silent(quality: Quality, level_db: float = -65.0, share: float = 0.9) -> bool:
+    """Whether the level is below `level_db`, 35 dB above the rounding to 16 bits, or more than `share` is silence."""
+    return quality.level_db < level_db or quality.silent_share > share
+
+
+def is_offset(quality: Quality, share: float = 0.01) -> bool:
+    """Whether the mean is further than `share` of full scale from zero."""
+    return abs(quality.dc_offset) > share
+
+
+def is_band_limited(quality: Quality, share: float = 0.8) -> bool:
+    """Whether sound ends below `share` of what the source's sampling rate can hold, or of 8 kHz.
+
+    Then the file was brought up from a lower rate, or a codec or filter took the treble. Silence has no band.
+    """
+    return 0 < quality.bandwidth_hz < share * min(quality.source_rate_hz, SAMPLE_RATE_HZ) / 2
+
+
+def narrow_band(qualities: Sequence[Quality], share: float = 0.8) -> list[bool]:
+    """Whether each recording has less than `share` of the corpus's median bandwidth; silence has no band."""
+    if not qualities:
+        return []
+    bandwidths_hz = np.array([one.bandwidth_hz for one in qualities])
+    return ((bandwidths_hz > 0) & (bandwidths_hz < share * np.median(bandwidths_hz))).tolist()
 
 
 def _decibels(power: float) -> float:

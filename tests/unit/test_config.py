@@ -32,6 +32,7 @@ def test_defaults_are_the_papers() -> None:
         "decay": 7 / 8,
         "decay_epochs": 20,
         "weight_decay": 0.0,
+        "average": 0.0,
         "clip_norm": 0,
         "precision": "fp32",
     }

@@ -177,7 +177,7 @@ def test_the_search_equals_a_slow_one_over_all_pairs_and_shifts() -> None:
     rng = np.random.default_rng(0)
     prints = []
     for _ in range(4):
-        words = rng.integers(1, 2**32, rng.integers(80, 140), dtype=np.uint32)
+        words = rng.integers(1, 2**32, rng.integers(105, 160), dtype=np.uint32)
         words[rng.random(len(words)) < 0.1] = 0
         prints.append(words)
         for errors in (0.0, 0.02, 0.1):  # a part of it, with some bits wrong

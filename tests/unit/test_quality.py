@@ -9,7 +9,17 @@ from scipy.signal import firwin, lfilter, resample_poly
 
 from sermll.audio import to_int16
 from sermll.corpora.synthetic import render
-from sermll.quality import Limits, Quality, faults, measure
+from sermll.quality import (
+    Quality,
+    is_band_limited,
+    is_clipped,
+    is_nearly_silent,
+    is_offset,
+    measure,
+    narrow_band,
+)
+
+DECISIONS = (is_clipped, is_nearly_silent, is_offset, is_band_limited)
 
 GOOD = Quality(
     peak_db=-3.0,
@@ -24,6 +34,10 @@ GOOD = Quality(
 
 def sine(amplitude: float, frequency_hz: float = 437.0, duration_s: float = 1.0) -> np.ndarray:
     return to_int16(amplitude * np.sin(2 * np.pi * frequency_hz * np.arange(int(16_000 * duration_s)) / 16_000))
+
+
+def decided(quality: Quality) -> list[str]:
+    return [decide.__name__ for decide in DECISIONS if decide(quality)]
 
 
 def noise(level: float = 0.1, length: int = 32_000, seed: int = 0) -> np.ndarray:
@@ -117,14 +131,14 @@ def test_speech_brought_up_from_a_lower_rate_is_found(speech: np.ndarray, rate_h
     triangle = np.random.default_rng(0).random((2, len(up))).sum(axis=0) - 1
     quality = measure(to_int16(up + dither * triangle / 32_768), 48_000)
     assert rate_hz / 2 - 500 <= quality.bandwidth_hz <= rate_hz / 2 + 750
-    assert [fault.kind for fault in faults([quality])] == ["upsampled"]
+    assert decided(quality) == ["is_band_limited"]
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 511, 512, 513, 16_000])
 def test_silence_of_any_length(length: int) -> None:
     quality = measure(np.zeros(length, np.int16), 16_000)
     assert quality == Quality(-math.inf, -math.inf, 0.0, 1.0, 0.0, 0.0, 16_000)
-    assert [fault.kind for fault in faults([quality])] == ["nearly silent"]
+    assert decided(quality) == ["is_nearly_silent"]
 
 
 def test_less_than_a_frame() -> None:
@@ -139,40 +153,40 @@ def test_less_than_a_frame() -> None:
 def test_nothing_but_an_offset_is_silence() -> None:
     quality = measure(np.full(16_000, 1_000, np.int16), 16_000)
     assert (quality.level_db, quality.silent_share, quality.bandwidth_hz) == (-math.inf, 1.0, 0.0)
-    assert [fault.kind for fault in faults([quality])] == ["nearly silent", "offset"]
-
-
-def test_a_corpus_without_faults_and_an_empty_one() -> None:
-    assert faults([GOOD] * 5) == []
-    assert faults([]) == []
+    assert decided(quality) == ["is_nearly_silent", "is_offset"]
 
 
 @pytest.mark.parametrize(
-    ("change", "kind"),
+    ("field", "fair", "bad", "decision"),
     [
-        ({"clipped_share": 0.0011}, "clipped"),
-        ({"level_db": -65.1}, "nearly silent"),
-        ({"level_db": -math.inf}, "nearly silent"),
-        ({"silent_share": 0.91}, "nearly silent"),
-        ({"dc_offset": -0.011}, "offset"),
-        ({"dc_offset": 0.011}, "offset"),
-        ({"bandwidth_hz": 4_000.0, "source_rate_hz": 8_000}, "narrow band"),
+        ("clipped_share", 0.001, 0.0011, "is_clipped"),
+        ("level_db", -65.0, -65.1, "is_nearly_silent"),
+        ("level_db", -60.0, -math.inf, "is_nearly_silent"),
+        ("silent_share", 0.9, 0.91, "is_nearly_silent"),
+        ("dc_offset", 0.01, 0.011, "is_offset"),
+        ("dc_offset", -0.01, -0.011, "is_offset"),
+        ("bandwidth_hz", 6_500.0, 6_250.0, "is_band_limited"),
     ],
 )
-def test_each_fault_names_its_recordings(change: dict[str, float], kind: str) -> None:
-    bad = replace(GOOD, **change)
-    (fault,) = faults([GOOD, bad, GOOD, bad, GOOD])
-    assert (fault.kind, fault.rows) == (kind, (1, 3))
-    assert "2 of 5 recordings" in fault.message
-
-
-def test_a_narrow_corpus_is_told_as_such_and_no_recording_stands_out() -> None:
-    narrow = replace(GOOD, bandwidth_hz=3_500.0)
-    assert [(fault.kind, fault.rows) for fault in faults([narrow] * 3)] == [("upsampled", (0, 1, 2))]
-    assert faults([replace(narrow, source_rate_hz=8_000)] * 3) == []
+def test_default_limits(field: str, fair: float, bad: float, decision: str) -> None:
+    assert decided(replace(GOOD, **{field: fair})) == []
+    assert decided(replace(GOOD, **{field: bad})) == [decision]
 
 
 def test_limits_can_be_moved() -> None:
-    bad = replace(GOOD, clipped_share=0.01)
-    assert faults([bad], Limits(clipped_share=0.02)) == []
-    assert faults([GOOD], Limits(silent_share=0.1))[0].message.startswith("level below -65 dB")
+    assert is_clipped(replace(GOOD, clipped_share=0.0005), share=0.0001)
+    assert is_nearly_silent(GOOD, level_db=-10.0)
+    assert is_nearly_silent(GOOD, share=0.1)
+    assert is_offset(replace(GOOD, dc_offset=-0.005), share=0.001)
+    assert not is_band_limited(replace(GOOD, bandwidth_hz=4_000.0), share=0.5)
+    assert narrow_band([GOOD, GOOD, replace(GOOD, bandwidth_hz=7_500.0)], share=0.95) == [False, False, True]
+
+
+def test_narrow_recordings_stand_out_of_a_wide_corpus_only() -> None:
+    narrow = replace(GOOD, bandwidth_hz=4_000.0, source_rate_hz=8_000)
+    silent = replace(GOOD, bandwidth_hz=0.0)
+    assert narrow_band([GOOD, narrow, GOOD, silent, GOOD]) == [False, True, False, False, False]
+    assert narrow_band([narrow] * 3) == [False] * 3
+    assert narrow_band([]) == []
+    assert not is_band_limited(narrow)  # all that its rate can hold
+    assert is_band_limited(replace(narrow, source_rate_hz=48_000))
