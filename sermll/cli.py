@@ -236,12 +236,13 @@ def _corpora(options: argparse.Namespace) -> int:
         print(f"next: {_how_to_get(corpus)}")
         shown = [corpus]
     else:
-        print(f"{'name':<12}{'utterances':>11}{'classes':>9}  {'folds':<18}{'licence':<36}")
+        print(f"{'name':<12}{'utterances':>11}{'classes':>9}  {'folds':<18}{'get it':<10}licence")
         shown = list(corpora.CORPORA.values())
         for corpus in shown:
             folds = ", ".join([*corpus.folds] or [corpus.default_folds])
             row = f"{corpus.name:<12}{sum(corpus.counts.values()):>11}{len(corpus.classes):>9}  {folds:<18}"
-            print(f"{row}{corpus.licence}")
+            way = "built in" if corpus.generate else "download" if corpus.archives else "ask"
+            print(f"{row}{way:<10}{corpus.licence}")
         print(f"\nyour own: sermll prepare {'|'.join(corpora.FORMATS)} --root DIR --out data/mine")
         print("next: sermll corpora NAME for a datasheet")
     if options.json:

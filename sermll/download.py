@@ -67,7 +67,8 @@ def download(corpus: Corpus, out: Path, accept_licence: bool) -> Path:
     downloads, staging = out / ".downloads", out / ".unpacking"
     parts = [downloads / f"{_file_name(archive)}.part" for archive in corpus.archives]
     try:
-        with Progress(f"download {corpus.name}", sum(archive.bytes or 0 for archive in corpus.archives)) as progress:
+        total = sum(archive.bytes or 0 for archive in corpus.archives)
+        with Progress(f"download {corpus.name}", total, unit="B") as progress:
             if _is_done(corpus, out):
                 progress.say(f"{out} holds {corpus.title} already, nothing done; delete {MARKER} in it to start anew")
             else:

@@ -128,7 +128,8 @@ class ConvBlock(nn.Module):
         """Maps [batch, channels, frames, bands], zero in padding, and valid frames [batch]: both after it."""
         counts = (counts + self.time_stride - 1) // self.time_stride
         maps = self.convolution(maps)
-        valid = _valid(counts, maps.shape[2])[:, None, :, None]
+        # As numbers: to multiply by truth values takes several times as long.
+        valid = _valid(counts, maps.shape[2])[:, None, :, None].float()
         return self.norm(maps, valid).relu() * valid, counts
 
 
@@ -159,13 +160,13 @@ class MaskedBatchNorm(nn.Module):
 
         Args:
             maps: [batch, channels, frames, bands].
-            valid: bool [batch, 1, frames, 1], true where a frame is no padding.
+            valid: float32 [batch, 1, frames, 1], 1 where a frame is no padding, else 0.
         """
         maps = maps.float()  # bf16 has too few bits for the sums
         mean, variance = self.running_mean, self.running_variance
         if self.training:
             heard = maps * valid
-            size = (valid.sum() * maps.shape[3]).to(maps.dtype)[None]
+            size = (valid.sum() * maps.shape[3])[None]
             sums = torch.cat([heard.sum((0, 2, 3)), heard.square().sum((0, 2, 3)), size])
             if dist.is_initialized() and dist.get_world_size() > 1:
                 sums = all_reduce(sums)

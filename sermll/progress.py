@@ -13,8 +13,8 @@ LINE_EVERY_S = 30.0
 class Progress:
     """Counts `total` things on standard error, so that standard output stays for results."""
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
-        """Start at `done` of `total`."""
+    def __init__(self, title: str, total: int, done: int = 0, unit: str = "it") -> None:
+        """Start at `done` of `total`; bytes, of the unit "B", are shown as kB, MB and GB."""
         self._title, self._total, self._done = title, total, done
         self._is_terminal = sys.stderr.isatty()
         self._said_at = time.monotonic()
@@ -23,6 +23,8 @@ class Progress:
             initial=done,
             desc=title,
             disable=not self._is_terminal,
+            unit=unit,
+            unit_scale=unit == "B",
             leave=False,
             dynamic_ncols=True,
         )

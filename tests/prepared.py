@@ -8,11 +8,11 @@ from typing import Any
 
 from sermll import prepare
 from sermll.corpora import CORPORA
+from sermll.rows import Corpus
 
 
-def prepare_without_ray(root: Path, out: Path, corpus: str = "emodb") -> Path:
+def prepare_without_ray(root: Path, out: Path, facts: Corpus = CORPORA["emodb"]) -> Path:
     """Prepare a corpus folder shard by shard; returns `out`."""
-    facts = CORPORA[corpus]
     rows, problems = prepare._read_rows(facts, root)
     (out / "shards").mkdir(parents=True)
     size = prepare.UTTERANCES_PER_SHARD

@@ -46,7 +46,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from sermll.corpora.folder import Votes, list_files, read_audio, read_text, votes_of
-from sermll.rows import Corpus, Problem, Utterance
+from sermll.rows import Archive, Corpus, Problem, Utterance
 
 _LABELS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 _CLASSES = tuple(_LABELS.values())
@@ -151,4 +151,17 @@ CORPUS = Corpus(
     source="https://github.com/CheyneyComputerScience/CREMA-D",
     read=read,
     default_folds="actors5",
+    archives=(
+        # The authors' mirror: their first repository has no bandwidth left for its recordings. Made on demand, so
+        # that neither length nor checksum is known before; the archive's own checksums tell damage.
+        Archive(
+            "https://gitlab.com/api/v4/projects/cs-cooper-lab%2Fcrema-d-mirror/repository/archive.zip?path=AudioWAV",
+            bytes=None,
+            checksum=None,
+        ),
+        *(
+            Archive(f"https://raw.githubusercontent.com/CheyneyComputerScience/CREMA-D/master/{name}", None, None)
+            for name in ("VideoDemographics.csv", "processedResults/tabulatedVotes.csv")
+        ),
+    ),
 )

@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from prepared import kill_when, tiny_settings
+from prepared import kill_when, prepare_without_ray, tiny_settings
 from sklearn.metrics import balanced_accuracy_score
 
 from sermll.config import Experiment, with_overrides
-from sermll.errors import CheckpointError, ConfigError, DataError, TrainingError
+from sermll.corpora import FORMATS
+from sermll.errors import CheckpointError, ConfigError, DataError, ProtocolError, TrainingError
 from sermll.labels import apply_labels, label_space
+from sermll.report import load, text_table
 from sermll.shards import Prepared, Waveforms
 from sermll.train import gather, train
 
@@ -333,3 +335,29 @@ def test_a_killed_training_worker_is_replaced_and_the_numbers_stay(
     watcher.join()
     assert killed, "no training worker was found to kill"
     assert histories(disturbed.run_dir) == histories(undisturbed.run_dir)
+
+
+def test_own_recordings_with_votes_train_on_soft_labels_and_a_leak_marks_every_result(
+    ray_cluster: None, settings: Settings, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    wav = tiny_corpus / "wav"
+    lines = ["path,label,speaker,votes:anger,votes:sadness,votes:none"]
+    for path in sorted(wav.glob("*.wav")):
+        if path.name[5] in "WT":
+            votes = "3,1,1" if path.name[5] == "W" else "2,2,0"
+            lines.append(f"{path.name},{'anger' if path.name[5] == 'W' else 'sadness'},{path.name[:2]},{votes}")
+    manifest = Path(shutil.copytree(wav, tmp_path / "mine")) / "manifest.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    corpus, root = FORMATS["manifest"](manifest, "mine", None)
+    data = prepare_without_ray(root, tmp_path / "data", corpus)
+    (tmp_path / "leaky.yaml").write_text("[{test: ['03', '08'], dev: ['09'], train: ['08', '10', '11', '12']}]")
+    words = [f"data.path={data}", "data.targets=soft", f"protocol.folds={tmp_path / 'leaky.yaml'}", "optim.epochs=1"]
+    with pytest.raises(ProtocolError, match="train and test share 1 speakers"):
+        train(settings(*words))
+    outcome = train(settings(*words, "protocol.allow_leak=true"))
+    facts = json.loads((outcome.run_dir / "run.json").read_text())
+    assert facts["data"]["targets"] == "soft" and facts["data"]["ties"] == 20
+    assert outcome.metrics["leaks"] and outcome.metrics["leaks"] == facts["protocol"]["leaks"]
+    assert "LEAK" in text_table(load(outcome.run_dir)) and "LEAK" in outcome.report.read_text()
+    row = histories(outcome.run_dir)[0][0]
+    assert 0 < row["loss_kl"] < np.log(2)
