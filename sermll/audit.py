@@ -35,8 +35,10 @@ class Copy:
     first: int
     """Row in the prepared table."""
     second: int
+    identical: bool
+    """To the sample; else to the ear."""
     similarity: float
-    """1 for identical samples, else as `near_duplicates` scores it."""
+    """1 for identical samples, else as `near_duplicates` scores it, which may be 1 too."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Audit:
                 {
                     "utterances": [self.ids[copy.first], self.ids[copy.second]],
                     "labels": [labels[copy.first], labels[copy.second]],
+                    "identical": copy.identical,
                     "similarity": round(copy.similarity, 4),
                 }
                 for copy in self.copies
@@ -158,14 +161,14 @@ def _copies(audio_sha256: Sequence[str], prints: Sequence[Any]) -> Iterator[Copy
     for row, sha256 in enumerate(audio_sha256):
         groups[sha256].append(row)
     for rows in groups.values():
-        yield from (Copy(rows[0], row, 1.0) for row in rows[1:])
+        yield from (Copy(rows[0], row, identical=True, similarity=1.0) for row in rows[1:])
     for first, second, similarity in near_duplicates(prints):
         if audio_sha256[first] != audio_sha256[second]:
-            yield Copy(first, second, similarity)
+            yield Copy(first, second, identical=False, similarity=similarity)
 
 
 def _leaking_copies(folds: Sequence[Fold], ids: Sequence[str], copies: Sequence[Copy]) -> Iterator[Leak]:
-    near = [copy for copy in copies if copy.similarity < 1.0]
+    near = [copy for copy in copies if not copy.identical]
     for fold in folds:
         sides = {split: set(rows.tolist()) for split, rows in fold.rows.items()}
         for one, other in SIDES:
@@ -276,7 +279,7 @@ def by_class(found: Audit, measure: str) -> dict[str, np.ndarray]:
 def _describe(found: Audit, copy: Copy) -> str:
     table = found.design.prepared.table
     labels, speakers = table["label"].to_pylist(), table["speaker"].to_pylist()
-    how = "the same samples" if copy.similarity == 1.0 else f"similarity {copy.similarity:.2f}"
+    how = "the same samples" if copy.identical else f"similarity {copy.similarity:.2f}"
     one, other = (f"{found.ids[row]} ({speakers[row]}, {labels[row]})" for row in (copy.first, copy.second))
     return f"{one} = {other}: {how}"
 

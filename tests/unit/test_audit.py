@@ -66,9 +66,9 @@ def test_copies_across_speakers_are_leaks(found: Audit) -> None:
         (2, "audio", ("train", "test")),
         (3, "copy", ("train", "dev")),
     }
-    (louder,) = [copy for copy in found.copies if copy.similarity < 1]
+    (louder,) = [copy for copy in found.copies if not copy.identical]
     assert {found.ids[louder.first], found.ids[louder.second]} == {"03a01Wa", "08a01Wa"}
-    (same,) = [copy for copy in found.copies if copy.similarity == 1]
+    (same,) = [copy for copy in found.copies if copy.identical]
     assert {found.ids[same.first], found.ids[same.second]} == {"08a01Na", "09a01Fa"}
 
 
