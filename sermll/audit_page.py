@@ -143,7 +143,7 @@ def _statistics(found: Audit, out: Path) -> Iterator[Html]:
         ),
         "spectrograms": (
             "One utterance of each class",
-            "The one of median length, all on one scale of level (80 dB).",
+            "The one of median length, each over the 70 dB below its loudest point.",
             lambda: pictures.spectrograms(_spectra(found), HOP / SAMPLE_RATE_HZ, SAMPLE_RATE_HZ / 2),
         ),
     }

@@ -375,7 +375,7 @@ def spread(values: Mapping[str, NDArray[np.float64]], label: str) -> Figure:
 
 
 def spectrograms(spectra: Mapping[str, NDArray[np.float64]], frame_s: float, highest_hz: float) -> Figure:
-    """One sample of each class, side by side on one scale of level.
+    """One sample of each class, side by side, each over the 70 dB below its loudest point.
 
     Args:
         spectra: [frequencies, frames] in dB of each class, from 0 Hz up.
@@ -386,14 +386,13 @@ def spectrograms(spectra: Mapping[str, NDArray[np.float64]], frame_s: float, hig
     rows = math.ceil(len(spectra) / columns)
     figure = _figure(2.5 * columns + 0.6, 1.9 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    top = max(float(values.max()) for values in spectra.values())
     for panel in panels.flat[len(spectra) :]:
         panel.set_visible(False)
     for panel, (name, values) in zip(panels.flat, spectra.items(), strict=False):
         extent = (0.0, values.shape[1] * frame_s, 0.0, highest_hz / 1000)
-        panel.imshow(
-            values, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - 80, vmax=top, rasterized=True
-        )
+        top = float(values.max())
+        look = {"cmap": "magma", "vmin": top - 70, "vmax": top, "rasterized": True}
+        panel.imshow(values, origin="lower", aspect="auto", extent=extent, **look)
         panel.set_title(_short(name))
     for panel in panels[:, 0]:
         panel.set_ylabel("kHz")

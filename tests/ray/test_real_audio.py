@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sermll.audio import read_recording, to_float
+from sermll.audit import audit
 from sermll.config import load_experiment, parse_overrides
 from sermll.corpora import CORPORA
 from sermll.prepare import prepare
@@ -52,6 +53,14 @@ def test_counts_and_lengths_are_the_published_ones(name: str, request: pytest.Fi
 
 def test_the_identical_pair_of_ravdess_is_reported(ravdess: Prepared) -> None:
     assert ravdess.manifest["identical_audio"] == [["03-01-03-01-02-01-07", "03-01-03-01-02-02-07"]]
+
+
+def test_the_audit_finds_that_pair_and_no_other(ravdess: Prepared, emodb: Prepared) -> None:
+    found = audit(ravdess.path)
+    assert found.leaks == []
+    pairs = [(found.ids[copy.first], found.ids[copy.second], copy.identical) for copy in found.copies]
+    assert pairs == [("03-01-03-01-02-01-07", "03-01-03-01-02-02-07", True)]
+    assert audit(emodb.path).copies == ()
 
 
 def test_48_khz_stereo_originals_become_what_an_independent_conversion_made_of_them() -> None:

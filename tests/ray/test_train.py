@@ -30,6 +30,12 @@ Settings = Callable[..., Experiment]
 TIMED = ("train_s", "eval_s", "utterances_per_s", "data_wait_share")
 
 
+def balanced(counts: list[list[int]]) -> float:
+    """UA from a confusion matrix, by hand."""
+    recalls = [row[true] / sum(row) for true, row in enumerate(counts) if sum(row)]
+    return sum(recalls) / len(recalls)
+
+
 def histories(run_dir: Path) -> list[list[dict[str, Any]]]:
     """Every fold's history without what the clock decides."""
     found = [json.loads(path.read_text()) for path in sorted(run_dir.glob("fold-*/history.json"))]
@@ -53,6 +59,9 @@ def finished(ray_cluster: None, tiny_data: Path, tmp_path_factory: pytest.TempPa
 def test_folds_of_one_experiment_meet_in_one_run(finished: tuple[Experiment, Path]) -> None:
     _, run_dir = finished
     summary = json.loads((run_dir / "metrics.json").read_text())
+    lifted = [max(balanced(row["test_confusion"]) for row in history) for history in histories(run_dir)]
+    assert summary["chosen_on_test_ua"] == pytest.approx(np.mean(lifted))
+    assert summary["chosen_on_test_ua"] >= summary["selected"]["ua"]["value"]
     assert [fold["fold"] for fold in summary["folds"]] == [0, 1] and not summary["complete"]
     assert summary["selected"]["ua"]["value"] == pytest.approx(np.mean([fold["ua"] for fold in summary["folds"]]))
 
