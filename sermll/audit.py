@@ -105,18 +105,20 @@ class Audit:
         }
 
 
-def audit(data: Path, folds: str = "default", labels: str = "default") -> Audit:
+def audit(data: Path, folds: str = "default", labels: str | dict[str, tuple[str, ...]] = "default") -> Audit:
     """Look at prepared data under a protocol.
 
     Args:
         data: folder written by `sermll prepare`.
         folds: a fold list of the corpus, or a file, as `protocol.folds`.
-        labels: a label space, as `data.labels`.
+        labels: a label space or classes with their labels, as `data.labels`.
 
     Raises:
         SermllError: the data cannot be read, or labels or folds do not fit them. Folds that leak are no error here.
     """
-    design = Design.of(config.Data(path=str(data), labels=labels), config.Protocol(folds=folds))
+    settings = {"name": "audit", "data": {"path": str(data), "labels": labels}, "protocol": {"folds": folds}}
+    experiment = config.resolve(settings, {}, source="sermll audit")
+    design = Design.of(experiment.data, experiment.protocol)
     design.prepared.verify()
     table = design.prepared.table
     waveforms = Waveforms(str(design.prepared.path), table["shard"].to_numpy(), table["row"].to_numpy())

@@ -114,6 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders printed by `sermll train`")
     report.add_argument("--out", type=Path, help="folder for the page; default: RUN/report, or report/ for several")
 
+    compare = _verb(
+        verbs,
+        "compare",
+        _compare,
+        "is a variant better than another: paired differences with intervals over speakers and a permutation test",
+        "sermll compare runs/ravdess-0123456789ab runs/ravdess-cafe01234567",
+    )
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the run to compare with, then the others")
+
     predict = _verb(
         verbs,
         "predict",
@@ -276,8 +285,9 @@ def _download(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     from sermll.audit import audit, text
     from sermll.audit_page import build
+    from sermll.config import parse_value
 
-    found = audit(options.data, options.protocol, options.labels)
+    found = audit(options.data, options.protocol, parse_value("--labels", options.labels))
     page = build(found, options.out or Path(f"audit-{found.design.prepared.corpus}"))
     print(text(found))
     print(f"page     {page}")
@@ -335,6 +345,19 @@ def _report(options: argparse.Namespace) -> int:
     print(f"report   {page}")
     if options.json:
         _print_json({"report": str(page)})
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from sermll.compare import compare, text
+
+    if len(options.runs) < 2:
+        raise ConfigError("compare needs two runs at least: the one to compare with, and another")
+    found = compare(options.runs)
+    print(text(found))
+    print("Chance is that of the speakers tested; other seeds vary the scores further.")
+    if options.json:
+        _print_json(found.as_json())
     return 0
 
 

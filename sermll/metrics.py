@@ -147,6 +147,11 @@ def speaker_bootstrap(confusions: ArrayLike, folds: ArrayLike, seed: int, draws:
     return estimates
 
 
+def weighted_ua(weights: ArrayLike, confusions: Array, folds: NDArray) -> Array:
+    """Mean UA over folds, [draws], when each speaker counts as often as `weights` [draws, speakers] say."""
+    return _scores(np.asarray(weights), confusions, folds)["ua"]
+
+
 def _scores(weights: NDArray, confusions: Array, folds: NDArray) -> dict[str, Array]:
     """Every score, [draws], when each speaker counts as often as `weights` [draws, speakers] say."""
     weights = weights.astype(np.float64)

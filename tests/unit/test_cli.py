@@ -10,7 +10,7 @@ import pytest
 
 from sermll.cli import main
 
-VERBS = ("corpora", "download", "prepare", "audit", "train", "report", "predict", "track")
+VERBS = ("corpora", "download", "prepare", "audit", "train", "report", "compare", "predict", "track")
 
 
 def sermll(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -60,6 +60,8 @@ def test_wrong_usage_exits_with_2() -> None:
         (["train", "x.yaml", "nonsense"], "an override is key=value"),
         (["train", "x.yaml"], "no such folder; make it with `sermll prepare"),
         (["report", "empty"], "empty"),
+        (["compare", "empty"], "needs two runs at least"),
+        (["compare", "empty", "empty"], "no run with results"),
         (["predict", "empty", "a.wav"], "give the folder that `sermll train` printed"),
         (["track", "empty"], "no metrics.json"),
     ],

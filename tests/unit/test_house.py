@@ -62,7 +62,7 @@ def test_the_readme_knows_the_targets_the_verbs_and_the_corpora() -> None:
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
     assert {"demo", "test"} <= set(re.findall(r"\bmake ([a-z]+)\b", README))
-    for verb in ("corpora", "download", "prepare", "audit", "train", "report", "predict", "track"):
+    for verb in ("corpora", "download", "prepare", "audit", "train", "report", "compare", "predict", "track"):
         assert f"sermll {verb}" in README
     for name in (*CORPORA, *FORMATS):
         assert f"`{name}`" in README or f"prepare {name}" in README

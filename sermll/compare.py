@@ -1,0 +1,189 @@
+"""`sermll compare`: is one variant better than another, or was it chance?
+
+Runs are paired by utterance and fold. Chance is that of the speakers: intervals resample them, and the permutation test
+swaps, speaker by speaker, what the two runs said. Neither knows of seeds: a variant that was trained once may have been
+lucky in its initial weights.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from sermll import metrics
+from sermll.errors import DataError
+
+DRAWS = 10_000
+EXACT_SPEAKERS = 12
+"""Up to so many speakers every assignment is tried, 2 to their number, instead of drawing some."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean UA over folds of one run minus that of another."""
+
+    value: float
+    low: float
+    """95 % interval by bootstrap over speakers, as `high`."""
+    high: float
+    p: float
+    """Of the paired permutation test over speakers, two-sided; not corrected for the number of comparisons."""
+
+
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, folds: ArrayLike, seed: int, draws: int = DRAWS
+) -> Difference:
+    """How much higher the UA of `second` is than that of `first`, on the same utterances.
+
+    Args:
+        first: [S, C, C] counts, one matrix for each speaker.
+        second: [S, C, C] counts of the same utterances.
+        folds: [S] the fold in which each speaker was tested.
+        seed: of the draws.
+        draws: how many, for the interval and for the test.
+
+    Raises:
+        DataError: fewer than two speakers, or the matrices are not of the same utterances.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    folds = np.asarray(folds)
+    if not np.array_equal(first.sum(axis=2), second.sum(axis=2)):
+        raise DataError("the two runs were not tested on the same utterances with the same labels")
+    if len(first) < 2:
+        raise DataError(f"{len(first)} tested speakers are too few to compare runs; two at least are needed")
+    generator = np.random.default_rng(seed)
+    speakers = len(first)
+    whole = np.ones((1, speakers))
+    value = float((metrics.weighted_ua(whole, second, folds) - metrics.weighted_ua(whole, first, folds))[0])
+    weights = generator.multinomial(speakers, np.full(speakers, 1 / speakers), draws)
+    resampled = metrics.weighted_ua(weights, second, folds) - metrics.weighted_ua(weights, first, folds)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+
+    exact = speakers <= EXACT_SPEAKERS
+    swapped = np.array(list(product((0, 1), repeat=speakers))) if exact else generator.integers(0, 2, (draws, speakers))
+    permuted = _swapped_difference(swapped.astype(np.float64), first, second, folds)
+    as_far = np.count_nonzero(np.abs(permuted) >= abs(value) - 1e-12)
+    # Of all assignments, the one observed is among them; of draws, it is counted as one more.
+    p = as_far / len(swapped) if exact else (as_far + 1) / (draws + 1)
+    return Difference(value, float(low), float(high), float(p))
+
+
+def _swapped_difference(swapped: NDArray, first: NDArray, second: NDArray, folds: NDArray) -> NDArray[np.float64]:
+    """Difference of the mean UA, [draws], when the speakers with 1 in `swapped` [draws, S] change sides."""
+    numbers = np.unique(folds)
+    total = np.zeros(len(swapped))
+    for fold in numbers:
+        inside = folds == fold
+        one, other = (counts[inside].reshape(inside.sum(), -1) for counts in (first, second))
+        moved = swapped[:, inside] @ (other - one)
+        shape = (len(swapped), *first.shape[1:])
+        total += metrics.ua((other.sum(axis=0) - moved).reshape(shape)) - metrics.ua(
+            (one.sum(axis=0) + moved).reshape(shape)
+        )
+    return total / len(numbers)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: each p as it stands when all of them are asked at once, in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
+    highest = 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted.tolist()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside the first of them."""
+
+    runs: tuple[Path, ...]
+    ua: tuple[float, ...]
+    differences: tuple[Difference, ...]
+    """Of every run but the first, to the first."""
+    corrected_p: tuple[float, ...]
+    """By Holm, over these differences."""
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """For programs; the first run has no difference."""
+        rows: list[dict[str, Any]] = [{"run_dir": str(self.runs[0]), "ua": self.ua[0], "difference": None}]
+        for run, ua, difference, p in zip(self.runs[1:], self.ua[1:], self.differences, self.corrected_p, strict=True):
+            told = {"value": difference.value, "low": difference.low, "high": difference.high}
+            rows.append({"run_dir": str(run), "ua": ua, "difference": told | {"p": difference.p, "p_holm": p}})
+        return rows
+
+
+def compare(runs: Sequence[Path]) -> Comparison:
+    """Compare finished runs with the first of them.
+
+    Raises:
+        DataError: a folder is no run with results, or the runs were not tested on the same utterances.
+    """
+    tables = [_predictions(run) for run in runs]
+    keys = [
+        sorted(zip(*(table[name].to_pylist() for name in ("fold", "utterance", "label")), strict=True))
+        for table in tables
+    ]
+    for run, key in zip(runs[1:], keys[1:], strict=True):
+        if key != keys[0]:
+            missing = len(set(keys[0]) ^ set(key))
+            raise DataError(
+                f"{run} and {runs[0]} were not tested on the same utterances in the same folds with the same labels "
+                f"({missing} differ); compare runs of one protocol, with the same folds finished"
+            )
+    classes = sorted(set(tables[0]["label"].to_pylist()).union(*(table["predicted"].to_pylist() for table in tables)))
+    counted = [_by_speaker(table, classes) for table in tables]
+    folds = counted[0][1]
+    whole = np.ones((1, len(folds)))
+    ua = [float(metrics.weighted_ua(whole, counts, folds)[0]) for counts, _ in counted]
+    differences = [paired_difference(counted[0][0], counts, folds, SEED) for counts, _ in counted[1:]]
+    return Comparison(tuple(runs), tuple(ua), tuple(differences), tuple(holm([one.p for one in differences])))
+
+
+def text(found: Comparison) -> str:
+    """The comparison for the terminal."""
+    names = [run.name for run in found.runs]
+    width = max(map(len, names))
+    lines = [
+        f"{'run':<{width}}  {'UA':>6}  {'difference':>10}  {'95 % interval':<16}{'p':>8}{'p (Holm)':>10}",
+        f"{names[0]:<{width}}  {100 * found.ua[0]:>6.1f}",
+    ]
+    for name, ua, difference, p in zip(names[1:], found.ua[1:], found.differences, found.corrected_p, strict=True):
+        interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+        shown = difference.low > 0 or difference.high < 0
+        verdict = ("higher" if difference.value > 0 else "lower") if shown and p < 0.05 else "no difference shown"
+        scores = f"{100 * ua:>6.1f}  {100 * difference.value:>+10.1f}  {interval:<16}"
+        lines.append(f"{name:<{width}}  {scores}{difference.p:>8.4f}{p:>10.4f}  {verdict}")
+    return "\n".join(lines)
+
+
+def _predictions(run: Path) -> pa.Table:
+    try:
+        json.loads((run / "run.json").read_text(encoding="utf-8"))
+        return pq.read_table(run / "predictions.parquet")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run}: no run with results ({error}); give folders printed by `sermll train`") from None
+
+
+def _by_speaker(table: pa.Table, classes: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Confusion matrices of each fold and speaker, [S, C, C], and the folds, [S]."""
+    index = {name: place for place, name in enumerate(classes)}
+    labels, predicted = (
+        np.array([index[name] for name in table[column].to_pylist()]) for column in ("label", "predicted")
+    )
+    folds, names = table["fold"].to_numpy(), np.array(table["speaker"].to_pylist())
+    tested = sorted(set(zip(folds.tolist(), names.tolist(), strict=True)))
+    counts = [
+        metrics.confusion(labels[rows], predicted[rows], len(classes))
+        for rows in ((folds == fold) & (names == name) for fold, name in tested)
+    ]
+    return np.stack(counts), np.array([fold for fold, _ in tested])
