@@ -123,13 +123,14 @@ def test_published_leaks_are_found_and_named(
         "random utterances": "train and test share",
     }
     for name, listed in lists.items():
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(listed))
-        assert main(["audit", str(tiny_data), str(path), "--out", str(tmp_path / "page"), "--json"]) == 1
-        captured = capsys.readouterr()
-        leaks = json.loads(captured.out.splitlines()[-1])["leaks"]
-        assert any(said[name] in leak["text"] for leak in leaks), leaks
-        assert "numbers from these folds would be too high" in captured.err
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(listed))
+        leaks = audit(tiny_data, str(tmp_path / f"{name}.yaml")).leaks
+        assert any(said[name] in str(leak) for leak in leaks), leaks
+    assert main(["audit", str(tiny_data), str(tmp_path / "dev is test.yaml"), "--out", str(tmp_path), "--json"]) == 1
+    captured = capsys.readouterr()
+    told = json.loads(captured.out.splitlines()[-1])["leaks"]
+    assert {leak["kind"] for leak in told} == {"same split", "speaker"} and len({leak["fold"] for leak in told}) == 10
+    assert "numbers from these folds would be too high" in captured.err
 
 
 def test_a_class_nobody_is_tested_on_is_told(tiny_corpus: Path, tmp_path: Path) -> None:
