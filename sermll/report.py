@@ -544,10 +544,10 @@ def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[page.Html]:
 
 
 def _published(run: Run) -> Iterator[page.Html]:
-    """The paper's row beside ours, only where corpus, classes and folds are the same."""
+    """The paper's row beside ours, only where corpus, classes and folds are the same, and nothing leaks."""
     protocol = run.facts["protocol"]["name"]
     paper = PUBLISHED.get((run.facts["data"]["corpus"], protocol))
-    if paper is None or not run.complete or not run.scores:
+    if paper is None or not run.complete or not run.scores or run.facts["protocol"]["leaks"]:
         return
     if (paper.classes, paper.folds) != (len(run.classes), len(run.folds)):
         return
