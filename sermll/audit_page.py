@@ -162,7 +162,7 @@ def _spectra(found: Audit) -> dict[str, np.ndarray]:
         rows = np.flatnonzero(design.labelled.labels == index)
         if len(rows) == 0:
             continue
-        row = rows[np.argsort(num_samples[rows], kind="stable")[len(rows) // 2]]
+        row = int(rows[np.argsort(num_samples[rows], kind="stable")[len(rows) // 2]])
         samples = np.pad(to_float(waveforms[row]), (0, WINDOW))
         frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP] * np.hanning(WINDOW)
         spectra[name] = 20 * np.log10(np.abs(np.fft.rfft(frames)).T + 1e-5)

@@ -174,7 +174,7 @@ def _predictions(run: Path) -> pa.Table:
         raise DataError(f"{run}: no run with results ({error}); give folders printed by `sermll train`") from None
 
 
-def _by_speaker(table: pa.Table, classes: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _by_speaker(table: pa.Table, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Confusion matrices of each fold and speaker, [S, C, C], and the folds, [S]."""
     index = {name: place for place, name in enumerate(classes)}
     labels, predicted = (
@@ -186,4 +186,4 @@ def _by_speaker(table: pa.Table, classes: Sequence[str]) -> tuple[NDArray[np.int
         metrics.confusion(labels[rows], predicted[rows], len(classes))
         for rows in ((folds == fold) & (names == name) for fold, name in tested)
     ]
-    return np.stack(counts), np.array([fold for fold, _ in tested])
+    return np.stack(counts).astype(np.float64), np.array([fold for fold, _ in tested])

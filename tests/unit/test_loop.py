@@ -160,7 +160,7 @@ def test_averaged_weights_follow_the_trained_ones_by_hand() -> None:
     for step in range(5):
         with torch.no_grad():
             trained.weight.copy_(torch.tensor([float(step), -1.0]))
-            trained.num_batches_tracked.fill_(step)
+            trained.get_buffer("num_batches_tracked").fill_(step)
         average(held, trained, 0.9)
         expected = 0.9 * expected + 0.1 * np.array([step, -1.0])
     np.testing.assert_allclose(held.weight.detach().numpy(), expected, rtol=1e-6)
