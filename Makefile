@@ -21,7 +21,7 @@ demo: setup  ## the main job on the built-in corpus: prepare, train and score ev
 test: unit ray  ## every test that needs no recordings
 
 unit: setup  ## fast tests, no Ray
-	$(VENV)/python -m pytest -q -n 2 --dist loadfile -m 'not ray and not audio'
+	$(VENV)/python -m pytest -q -m 'not ray and not audio'
 
 ray: setup  ## tests on a real Ray cluster on this machine
 	$(VENV)/python -m pytest -q -m 'ray and not audio'
