@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
@@ -44,6 +45,7 @@ def worker(rank: int, workers: int, folder: str, variants: list[dict[str, Any]])
     dist.destroy_process_group()
 
 
+@pytest.mark.ray  # several processes take their time
 def test_three_workers_with_uneven_shares_equal_one(settings: Callable[..., Any], tmp_path: Path) -> None:
     quiet = (
         "model.encoder.dropout=0",
