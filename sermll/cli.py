@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verb(
-    verbs: Any,  # noqa: ANN401 - argparse's private type
+    verbs: Any,  # argparse's private type
     name: str,
     run: Callable[[argparse.Namespace], int],
     summary: str,
@@ -389,6 +389,6 @@ def _track(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON holds
+def _print_json(value: Any) -> None:  # anything JSON holds
     sys.stdout.flush()
     print(json.dumps(value), flush=True)

@@ -28,7 +28,7 @@ class Section(BaseModel):
 def _kind_or(default: str) -> Discriminator:
     """Tell the variants of a section apart by `kind`; where it is not given, take the default variant."""
 
-    def tag(value: Any) -> Any:  # noqa: ANN401 - a mapping before validation, a section after
+    def tag(value: Any) -> Any:  # a mapping before validation, a section after
         return value.get("kind", default) if isinstance(value, Mapping) else getattr(value, "kind", None)
 
     return Discriminator(tag)
@@ -346,7 +346,7 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def parse_value(key: str, text: str) -> Any:  # noqa: ANN401 - YAML may be anything
+def parse_value(key: str, text: str) -> Any:  # YAML may be anything
     """One YAML value, with `1e-4` read as a number (plain YAML 1.1 calls it a string)."""
     try:
         value = yaml.safe_load(text)
@@ -355,7 +355,7 @@ def parse_value(key: str, text: str) -> Any:  # noqa: ANN401 - YAML may be anyth
     return _numbers(value)
 
 
-def _numbers(value: Any) -> Any:  # noqa: ANN401
+def _numbers(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 as text; every other reader, and every person, as a number."""
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
@@ -465,7 +465,7 @@ def _locate(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
     return ".".join(steps), sorted({name for s in sections for name in s.model_fields})
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - a typing form
+def _sections(annotation: Any) -> list[type[BaseModel]]:  # a typing form
     """The section classes an annotation may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]

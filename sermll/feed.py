@@ -210,17 +210,17 @@ class _Rest:
 
     SECONDS = 0.05
 
-    def before_execution_starts(self, executor: Any) -> None:  # noqa: ANN401 - Ray's private type
+    def before_execution_starts(self, executor: Any) -> None:  # Ray's private type
         """Nothing to prepare."""
 
-    def on_execution_step(self, executor: Any) -> None:  # noqa: ANN401
+    def on_execution_step(self, executor: Any) -> None:
         """Sleep for a moment."""
         time.sleep(self.SECONDS)
 
-    def after_execution_succeeds(self, executor: Any) -> None:  # noqa: ANN401
+    def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to clean up."""
 
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:  # noqa: ANN401
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
         """Nothing to clean up."""
 
 

@@ -48,7 +48,7 @@ class _GatherRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor, sizes: list[int]) -> Tensor:  # noqa: ANN401 - autograd's context
+    def forward(ctx: Any, share: Tensor, sizes: list[int]) -> Tensor:  # autograd's context
         ctx.sizes = sizes
         most = max(sizes)
         padded = functional.pad(share.to(torch.uint8) if share.dtype == torch.bool else share, _last_row(share, most))
@@ -58,7 +58,7 @@ class _GatherRows(torch.autograd.Function):
         return whole.bool() if share.dtype == torch.bool else whole
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         rank = dist.get_rank()
         start = sum(ctx.sizes[:rank])
         return gradients[0][start : start + ctx.sizes[rank]] * len(ctx.sizes), None

@@ -376,7 +376,7 @@ def write_predictions(path: Path, job: FoldJob, scores: Scores) -> None:
     pq.write_table(table, path)
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON holds
+def write_json(path: Path, value: Any) -> None:  # anything JSON holds
     """Write a JSON file that appears whole or not at all."""
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -111,7 +111,7 @@ class _LogSumExpOfOthers(torch.autograd.Function):
     """The matrix of products is symmetric: blocks on and above its diagonal, made again for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, frames: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+    def forward(ctx: Any, frames: Tensor) -> Tensor:  # torch's context
         # No product is larger than the largest squared length. Up to 25 every exponential, and every sum of
         # them, is far from the ends of float32 without subtracting a maximum first: a block is then raised to
         # exponentials once for its rows and its columns. Unit frames are there from temperature 0.04 upwards.
@@ -136,7 +136,7 @@ class _LogSumExpOfOthers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401 # pyright: ignore
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
         # Frame i moves as an anchor, with g_i, and as one of the others of every j, with g_j:
         # dL/df_i = sum_j (g_i exp(f_i . f_j - result_i) + g_j exp(f_i . f_j - result_j)) f_j
         frames, result = ctx.saved_tensors

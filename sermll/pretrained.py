@@ -196,7 +196,7 @@ class _Backbone(nn.Module):
         self.layers = self.layers[:index]
         self.final_norm = nn.Identity()
 
-    def run(self, function: Any, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 - a layer of any family
+    def run(self, function: Any, *inputs: Any, **options: Any) -> Any:  # a layer of any family
         """Call a layer, by recomputing it in the backward pass if checkpointing is on."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False, **options)
@@ -206,7 +206,7 @@ class _Backbone(nn.Module):
 class _WaveBackbone(_Backbone):
     """WavLM, HuBERT, wav2vec 2.0 and data2vec: convolutions on the waveform, then a transformer."""
 
-    def __init__(self, model: Any, normalize: bool) -> None:  # noqa: ANN401 - a transformers model
+    def __init__(self, model: Any, normalize: bool) -> None:  # a transformers model
         super().__init__()
         config, encoder = model.config, model.encoder
         self.dim = config.hidden_size
@@ -246,7 +246,7 @@ class _WaveBackbone(_Backbone):
         return features.transpose(1, 2), _valid(lengths, features.shape[2])
 
     @staticmethod
-    def _convolve(layer: Any, features: Tensor, lengths: Tensor) -> Tensor:  # noqa: ANN401
+    def _convolve(layer: Any, features: Tensor, lengths: Tensor) -> Tensor:
         """One convolution layer; `lengths` are the valid frames of its output."""
         if not isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
             return layer(features)
@@ -292,7 +292,7 @@ class _WhisperBackbone(_Backbone):
     FFT_SAMPLES = 400
     HOP_SAMPLES = 160
 
-    def __init__(self, model: Any, normalize: bool) -> None:  # noqa: ANN401 - a transformers model
+    def __init__(self, model: Any, normalize: bool) -> None:  # a transformers model
         super().__init__()
         from transformers import WhisperFeatureExtractor
 
@@ -355,7 +355,7 @@ class _WhisperBackbone(_Backbone):
 
 
 def _biased_attention(
-    attention: Any,  # noqa: ANN401 - transformers' WavLMAttention
+    attention: Any,  # transformers' WavLMAttention
     hidden: Tensor,
     attention_mask: Tensor,
     gated_position_bias: Tensor,
@@ -409,7 +409,7 @@ def _load(name: str) -> tuple[_Backbone, str]:
     return backbone, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _load_model(folder: Path, family: str, name: str) -> Any:  # noqa: ANN401 - a transformers model
+def _load_model(folder: Path, family: str, name: str) -> Any:  # a transformers model
     """The bare transformers model of a local folder, in float32, all of its weights found."""
     if not any((folder / file).is_file() for file in WEIGHT_FILES):
         raise CheckpointError(f"{name}: no weights in {folder}; looked for {', '.join(WEIGHT_FILES)}")

@@ -268,7 +268,7 @@ def _from_file(path: Path, protocol: Protocol, table: pa.Table) -> Folds:
     return Folds(path.stem, tuple(folds))
 
 
-def _is_fold(value: Any) -> bool:  # noqa: ANN401 - whatever a file holds
+def _is_fold(value: Any) -> bool:  # whatever a file holds
     """Whether a value of a YAML file is one fold."""
     return (
         isinstance(value, Mapping)

@@ -59,7 +59,7 @@ class Tracker:
         self._attempt(lambda: self._send(artifacts=True))
         return self._fault
 
-    def _attempt(self, send: Any) -> None:  # noqa: ANN401 - a thunk
+    def _attempt(self, send: Any) -> None:  # a thunk
         self._tried_at = time.monotonic()
         try:
             send()
@@ -67,7 +67,7 @@ class Tracker:
         except Exception as error:  # whatever a server or its client raises, training goes on and the user is told
             self._fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
-    def _client(self) -> Any:  # noqa: ANN401 - mlflow is loaded when first needed
+    def _client(self) -> Any:  # mlflow is loaded when first needed
         if self._ready is None:
             # A server that is away should cost seconds, not the minutes of MLflow's own retries.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -102,7 +102,7 @@ class Tracker:
     def _remember(self, memory: dict[str, Any]) -> None:
         write_json(self._run_dir / "mlflow.json", memory)
 
-    def _experiment_id(self, client: Any) -> str:  # noqa: ANN401
+    def _experiment_id(self, client: Any) -> str:
         found = client.get_experiment_by_name(self._experiment)
         if found is not None:
             return found.experiment_id
@@ -112,7 +112,7 @@ class Tracker:
 
     def _known(
         self,
-        client: Any,  # noqa: ANN401
+        client: Any,
         memory: dict[str, Any],
         run: dict[str, Any],
         settings: dict[str, Any],
@@ -161,7 +161,7 @@ class Tracker:
 
     def _send_fold(
         self,
-        client: Any,  # noqa: ANN401
+        client: Any,
         memory: dict[str, Any],
         fold: dict[str, Any],
         folder: Path,
@@ -202,7 +202,7 @@ class Tracker:
         fold["finished"] = 1
         self._remember(memory)
 
-    def _send_summary(self, client: Any, memory: dict[str, Any], parent: dict[str, Any]) -> None:  # noqa: ANN401
+    def _send_summary(self, client: Any, memory: dict[str, Any], parent: dict[str, Any]) -> None:
         """Scores over the finished folds and the report; sent again when more folds have finished."""
         from mlflow.entities import Metric
 
