@@ -121,7 +121,7 @@ def audit(data: Path, folds: str = "default", labels: str | dict[str, tuple[str,
     design = Design.of(experiment.data, experiment.protocol)
     design.prepared.verify()
     table = design.prepared.table
-    waveforms = Waveforms(str(design.prepared.path), table["shard"].to_numpy(), table["row"].to_numpy())
+    waveforms = Waveforms(design.prepared.files, table["shard"].to_numpy(), table["row"].to_numpy())
     rates_hz = table["source_rate_hz"].to_pylist()
     prints, qualities = [], []
     with Progress("listening", table.num_rows) as progress:

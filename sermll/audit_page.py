@@ -156,7 +156,7 @@ def _spectra(found: Audit) -> dict[str, np.ndarray]:
     """Spectrogram in dB, (frequencies, frames), of the utterance of median length of each class."""
     design = found.design
     table, num_samples = design.prepared.table, design.prepared.num_samples
-    waveforms = Waveforms(str(design.prepared.path), table["shard"].to_numpy(), table["row"].to_numpy())
+    waveforms = Waveforms(design.prepared.files, table["shard"].to_numpy(), table["row"].to_numpy())
     spectra = {}
     for index, name in enumerate(design.classes):
         rows = np.flatnonzero(design.labelled.labels == index)

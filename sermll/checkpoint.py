@@ -6,7 +6,9 @@ last, which holds the caller's notes and the SHA-256 of every other file.
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,42 @@ def save(
     files = {file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.is_file()}
     text = json.dumps({"format": FORMAT, "files": files, **notes})
     (path / NOTES).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(folder: Path, epoch: int) -> Iterator[Path]:
+    """A folder to write the checkpoint of an epoch into; it takes its place in `folder` whole or not at all."""
+    partial = folder / f"partial_{epoch:05d}"
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    yield partial
+    place = folder / _name(epoch)
+    shutil.rmtree(place, ignore_errors=True)  # one that was found damaged, and its epoch trained again
+    partial.rename(place)
+
+
+def keep_only(folder: Path, epochs: Collection[int]) -> None:
+    """Remove the checkpoints of all other epochs."""
+    kept = {_name(epoch) for epoch in epochs}
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path)
+
+
+def of_epoch(folder: Path, epoch: int) -> Checkpoint:
+    """The checkpoint of an epoch.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return Checkpoint.open(folder / _name(epoch))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete {folder.parent} to train the fold again") from None
+
+
+def _name(epoch: int) -> str:
+    return f"checkpoint_{epoch:05d}"
 
 
 def newest(folder: Path, run: str) -> tuple[Checkpoint | None, list[str]]:

@@ -10,11 +10,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sermll import __version__
-from sermll.errors import ConfigError, DataError, ProtocolError, SermllError
+from sermll.errors import ConfigError, DataError, ProtocolError, SermllError, TrainingError
 from sermll.rows import Corpus
+
+if TYPE_CHECKING:  # what a verb needs is loaded when it is called, so that --help is quick
+    from sermll.campaign import Campaign
+    from sermll.campaign import Outcome as CampaignOutcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,6 +108,30 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("experiment", type=Path, help="experiment file, see experiments/")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the file")
 
+    run = _verb(
+        verbs,
+        "run",
+        _run,
+        "train every cell of a campaign: folds x seeds x variants x corpora; goes on where it stopped",
+        "sermll run experiments/ablation_small.campaign.yaml --dry-run",
+    )
+    run.add_argument("campaign", type=Path, help="campaign file, see experiments/*.campaign.yaml")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every cell")
+    run.add_argument(
+        "--dry-run", action="store_true", help="show the cells, what is done, needs and time; train nothing"
+    )
+
+    matrix = _verb(
+        verbs,
+        "matrix",
+        _matrix,
+        "train on one corpus, test on another, for every pair; and on all but one",
+        "sermll matrix experiments/cross_corpus.yaml",
+    )
+    matrix.add_argument("matrix", type=Path, help="matrix file, see experiments/cross_corpus.yaml")
+    matrix.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every cell")
+    matrix.add_argument("--dry-run", action="store_true", help="show the cells, needs and time; train nothing")
+
     report = _verb(
         verbs,
         "report",
@@ -143,6 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     track.add_argument("run_dir", type=Path, metavar="RUN", help="folder printed by `sermll train`")
     track.add_argument("--uri", help="MLflow URI; default: the run's own, else MLFLOW_TRACKING_URI")
+
+    ui = _verb(verbs, "ui", _ui, "MLflow's pages for the runs of a folder, in a browser", "sermll ui --port 5000")
+    ui.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs, as tracking.runs (runs)")
+    ui.add_argument("--port", type=int, default=5000, help="of this machine (5000)")
     return parser
 
 
@@ -333,6 +365,87 @@ def _train(options: argparse.Namespace) -> int:
             }
         )
     return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from sermll.campaign import load_campaign, run_campaign
+    from sermll.campaign_page import build, text
+    from sermll.config import parse_overrides
+
+    campaign = load_campaign(options.campaign, parse_overrides(options.overrides))
+    if options.dry_run:
+        return _dry_run(campaign, f"sermll run {options.campaign}", options.json)
+    outcome = run_campaign(campaign, build)
+    print(text(outcome.tally))
+    _print_campaign(outcome)
+    if options.json:
+        _print_json(
+            {
+                "campaign_dir": str(outcome.folder),
+                "cells": outcome.cells,
+                "finished": outcome.finished,
+                "failed": outcome.cells - outcome.finished,
+                "table": str(outcome.page.with_name("table.csv")),
+            }
+        )
+    return _end_campaign(outcome, options.json, f"sermll compare {outcome.folder.parent}/...")
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    from sermll.campaign import run_campaign
+    from sermll.config import parse_overrides
+    from sermll.matrix import build, load_matrix, read_matrix, text
+
+    campaign = load_matrix(options.matrix, parse_overrides(options.overrides))
+    if options.dry_run:
+        return _dry_run(campaign, f"sermll matrix {options.matrix}", options.json)
+    outcome = run_campaign(campaign, build)
+    found = read_matrix(outcome.folder)
+    print(text(found))
+    _print_campaign(outcome)
+    if options.json:
+        _print_json(found.as_json())
+    return _end_campaign(outcome, options.json, f"sermll report {outcome.folder.parent}/...")
+
+
+def _dry_run(campaign: "Campaign", command: str, as_json: bool) -> int:
+    """What a campaign would do."""
+    from sermll.campaign import Plan
+
+    plan = Plan.of(campaign)
+    print(plan.text())
+    if as_json:
+        cells, finished = len(plan.runs), sum(plan.done)
+        _print_json({"campaign_dir": str(campaign.folder), "cells": cells, "finished": finished})
+    else:
+        print(f"next: {command}")
+    return 0
+
+
+def _print_campaign(outcome: "CampaignOutcome") -> None:
+    print(f"campaign {outcome.folder}")
+    print(f"page     {outcome.page}")
+    if outcome.not_tracked:
+        print(f"MLflow does not have everything ({outcome.not_tracked}); the same command sends it")
+
+
+def _end_campaign(outcome: "CampaignOutcome", as_json: bool, following: str) -> int:
+    """Tell of folds that failed, else what comes next."""
+    if outcome.failures:
+        told = "\n".join(f"  {failure}" for failure in outcome.failures)
+        raise TrainingError(
+            f"{len(outcome.failures)} folds could not be trained, the others are kept:\n{told}\n"
+            "the same command tries them again"
+        )
+    if not as_json:
+        print(f"next: {following}")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from sermll.track import serve
+
+    return serve(options.runs, options.port)
 
 
 def _report(options: argparse.Namespace) -> int:

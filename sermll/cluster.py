@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sermll.config import Resources
 from sermll.errors import SermllError
 
 DATA_CPUS = 0.5
@@ -19,6 +20,20 @@ QUIET = {
     "RAY_worker_maximum_startup_concurrency": "4",  # folds side by side start many workers: no reason to warn
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+
+def lanes_here(resources: Resources) -> int | None:
+    """How many folds this machine trains at once; None if another cluster is to be used."""
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    fit = int((_local_cpus() - DATA_CPUS) // (resources.workers * resources.cpus_per_worker))
+    return fit if resources.parallel_folds == "auto" else min(fit, resources.parallel_folds)
+
+
+def _local_cpus() -> int:
+    # One more than there are cores: data tasks then always find room beside training, which would otherwise hold
+    # every core and wait for data for ever.
+    return (os.cpu_count() or 1) + 1
 
 
 @contextmanager
@@ -40,11 +55,9 @@ def connected() -> Iterator[None]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            # One logical CPU more than there are cores: data tasks then always find room beside training,
-            # which would otherwise hold every core and wait for data for ever.
             ray.init(
                 address="local",
-                num_cpus=(os.cpu_count() or 1) + 1,
+                num_cpus=_local_cpus(),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -5,7 +5,6 @@ swaps, speaker by speaker, what the two runs said. Neither knows of seeds: a var
 lucky in its initial weights.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sermll import metrics
 from sermll.errors import DataError
+from sermll.results import PREDICTIONS, by_speaker, read_json
 
 DRAWS = 10_000
 EXACT_SPEAKERS = 12
@@ -102,6 +102,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def verdict(difference: Difference, corrected_p: float) -> str:
+    """'higher' or 'lower' if the interval leaves 0 out and the corrected p is below 0.05; else 'no difference shown'."""
+    shown = (difference.low > 0 or difference.high < 0) and corrected_p < 0.05
+    return ("higher" if difference.value > 0 else "lower") if shown else "no difference shown"
+
+
+def tested(table: pa.Table) -> list[tuple[int, str, str]]:
+    """What predictions must share to be compared: fold, utterance and label of each, in order."""
+    return sorted(zip(*(table[name].to_pylist() for name in ("fold", "utterance", "label")), strict=True))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Runs beside the first of them."""
@@ -129,10 +140,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
         DataError: a folder is no run with results, or the runs were not tested on the same utterances.
     """
     tables = [_predictions(run) for run in runs]
-    keys = [
-        sorted(zip(*(table[name].to_pylist() for name in ("fold", "utterance", "label")), strict=True))
-        for table in tables
-    ]
+    keys = [tested(table) for table in tables]
     for run, key in zip(runs[1:], keys[1:], strict=True):
         if key != keys[0]:
             missing = len(set(keys[0]) ^ set(key))
@@ -141,7 +149,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
                 f"({missing} differ); compare runs of one protocol, with the same folds finished"
             )
     classes = sorted(set(tables[0]["label"].to_pylist()).union(*(table["predicted"].to_pylist() for table in tables)))
-    counted = [_by_speaker(table, classes) for table in tables]
+    counted = [by_speaker(table, classes) for table in tables]
     folds = counted[0][1]
     whole = np.ones((1, len(folds)))
     ua = [float(metrics.weighted_ua(whole, counts, folds)[0]) for counts, _ in counted]
@@ -159,31 +167,14 @@ def text(found: Comparison) -> str:
     ]
     for name, ua, difference, p in zip(names[1:], found.ua[1:], found.differences, found.corrected_p, strict=True):
         interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-        shown = difference.low > 0 or difference.high < 0
-        verdict = ("higher" if difference.value > 0 else "lower") if shown and p < 0.05 else "no difference shown"
         scores = f"{100 * ua:>6.1f}  {100 * difference.value:>+10.1f}  {interval:<16}"
-        lines.append(f"{name:<{width}}  {scores}{difference.p:>8.4f}{p:>10.4f}  {verdict}")
+        lines.append(f"{name:<{width}}  {scores}{difference.p:>8.4f}{p:>10.4f}  {verdict(difference, p)}")
     return "\n".join(lines)
 
 
 def _predictions(run: Path) -> pa.Table:
     try:
-        json.loads((run / "run.json").read_text(encoding="utf-8"))
-        return pq.read_table(run / "predictions.parquet")
+        read_json(run / "run.json")
+        return pq.read_table(run / PREDICTIONS)
     except (OSError, ValueError) as error:
         raise DataError(f"{run}: no run with results ({error}); give folders printed by `sermll train`") from None
-
-
-def _by_speaker(table: pa.Table, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Confusion matrices of each fold and speaker, [S, C, C], and the folds, [S]."""
-    index = {name: place for place, name in enumerate(classes)}
-    labels, predicted = (
-        np.array([index[name] for name in table[column].to_pylist()]) for column in ("label", "predicted")
-    )
-    folds, names = table["fold"].to_numpy(), np.array(table["speaker"].to_pylist())
-    tested = sorted(set(zip(folds.tolist(), names.tolist(), strict=True)))
-    counts = [
-        metrics.confusion(labels[rows], predicted[rows], len(classes))
-        for rows in ((folds == fold) & (names == name) for fold, name in tested)
-    ]
-    return np.stack(counts).astype(np.float64), np.array([fold for fold, _ in tested])

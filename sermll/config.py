@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from sermll.errors import ConfigError
 
 Auto = Literal["auto"]
+
+
+Kind = TypeVar("Kind", bound="Section")
 
 
 class Section(BaseModel):
@@ -37,14 +40,16 @@ def _kind_or(default: str) -> Discriminator:
 class Data(Section):
     """Which prepared data, and how much of each utterance the model hears."""
 
-    path: str = Field(description="folder written by `sermll prepare`")
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="folder written by `sermll prepare`; or several, each of another corpus, which are joined"
+    )
     crop_s: float = Field(
         default=6.25, gt=0.1, description="longest training crop in seconds, placed at random each epoch"
     )
     labels: str | dict[str, tuple[str, ...]] = Field(
         default="default",
-        description="label space: native, 4class, shared:CORPUS+CORPUS, or classes with their labels; "
-        "default: the corpus's usual one",
+        description="label space: native, 4class, shared (what all joined corpora have), shared:CORPUS+CORPUS, or "
+        "classes with their labels; default: the corpus's usual one, which joined corpora have not",
     )
     targets: Literal["hard", "soft"] = Field(
         default="hard", description="soft: the shares of the annotators' votes are what the losses are told"
@@ -59,7 +64,9 @@ class Protocol(Section):
 
     folds: str = Field(
         default="default",
-        description="a fold list of the corpus; 'speaker', 'session' or 'fold' to leave one out; or a YAML file",
+        description="a fold list of the corpus; 'speaker', 'session' or 'fold' to leave one out; of joined corpora "
+        "'corpus' to leave one out or 'one_corpus' to train on one, dev speakers then being spread over each training "
+        "corpus; or a YAML file",
     )
     dev_speakers: int | Auto = Field(
         default="auto",
@@ -146,6 +153,30 @@ class LogMel(Section):
     )
 
 
+class MFCC(Section):
+    """A baseline trained from scratch: MFCC and gated dilated 1-D convolutions (TIM-Net, Ye et al., ICASSP 2023)."""
+
+    kind: Literal["mfcc"] = "mfcc"
+    coefficients: int = Field(default=39, ge=1, le=80, description="MFCC of a frame, the zeroth included")
+    channels: int = Field(default=39, ge=4, le=1024, description="channels of every convolution, the width of a frame")
+    blocks: int = Field(default=8, ge=1, le=12, description="blocks in each direction, dilated by 1, 2, 4, ... frames")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="share of channels dropped in training")
+
+
+class ResNet(Section):
+    """A baseline trained from scratch: ResNet-18 (He et al., CVPR 2016) on log-mel spectrograms."""
+
+    kind: Literal["resnet"] = "resnet"
+    mels: int = Field(default=80, ge=32, le=128, description="mel bands")
+    channels: int = Field(
+        default=16, ge=4, le=256, description="channels of the first of four stages, an eighth of the width of a frame"
+    )
+    spec_augment: bool = Field(default=True, description="mask bands of time and frequency in training")
+    warp: float = Field(
+        default=0.0, ge=0, le=0.3, description="scale frequencies in training by up to this share, as other speakers'"
+    )
+
+
 class FLAM(Section):
     """Frame-level attention, equation 5."""
 
@@ -175,7 +206,11 @@ class Model(Section):
     """Encoder, pooling over frames, and the two linear heads."""
 
     encoder: Annotated[
-        Annotated[Pretrained, Tag("pretrained")] | Annotated[LogMel, Tag("logmel")], _kind_or("pretrained")
+        Annotated[Pretrained, Tag("pretrained")]
+        | Annotated[LogMel, Tag("logmel")]
+        | Annotated[MFCC, Tag("mfcc")]
+        | Annotated[ResNet, Tag("resnet")],
+        _kind_or("pretrained"),
     ] = Pretrained()
     pool: Annotated[
         Annotated[FLAM, Tag("flam")]
@@ -402,24 +437,41 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
         ConfigError: missing or unreadable file, unknown key (with the nearest known one), or a value out of range;
             one line for each fault.
     """
-    path = Path(path)
+    return resolve(read_yaml(Path(path), "experiment"), overrides or {}, source=str(path))
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; `what` it should be is told where it is not.
+
+    Raises:
+        ConfigError: missing, unreadable, or no mapping.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such experiment file") from None
+        raise ConfigError(f"{path}: no such {what} file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: an experiment is a mapping of keys, found {type(tree).__name__}")
-    return resolve(_numbers(tree), overrides or {}, source=str(path))
+        raise ConfigError(f"{path}: expected a mapping of keys ({what}), found {type(tree).__name__}")
+    return _numbers(tree)
 
 
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any], source: str = "config") -> Experiment:
     """Validate the settings `tree` with `overrides`; see `load_experiment`."""
+    return validate(Experiment, with_overrides(tree, overrides), f"{source}: not a valid experiment")
+
+
+def validate(kind: type[Kind], tree: Mapping[str, Any], source: str) -> Kind:
+    """Make a section of a tree.
+
+    Raises:
+        ConfigError: `source`, and one line for each fault.
+    """
     try:
-        return Experiment.model_validate(with_overrides(tree, overrides))
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{source}: not a valid experiment\n{_describe(error.errors())}") from None
+        raise ConfigError(f"{source}\n{_describe(error.errors(), kind)}") from None
 
 
 def to_yaml(experiment: Experiment) -> str:
@@ -427,11 +479,11 @@ def to_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _describe(faults: Iterable[Any]) -> str:
+def _describe(faults: Iterable[Any], root: type[BaseModel]) -> str:
     """The faults in words, one line a key: the dotted key, what is wrong, what was found."""
     lines: dict[str, str] = {}
     for fault in faults:
-        key, known = _locate(fault["loc"])
+        key, known = _locate(fault["loc"], root)
         if fault["type"] == "extra_forbidden":
             near = get_close_matches(key.rpartition(".")[2], known, n=1)
             message = "no such key; " + (f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
@@ -447,9 +499,9 @@ def _describe(faults: Iterable[Any]) -> str:
     return "\n".join(f"{key}: {message}" if key else message for key, message in lines.items())
 
 
-def _locate(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, list[str]]:
     """The dotted key a fault's location means, and the keys known beside it."""
-    sections: list[type[BaseModel]] = [Experiment]
+    sections: list[type[BaseModel]] = [root]
     steps: list[str] = []
     for place, part in enumerate(location):
         chosen = [s for s in sections if "kind" in s.model_fields and s.model_fields["kind"].default == part]

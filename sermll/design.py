@@ -37,8 +37,10 @@ class Design:
         """
         prepared = Prepared.open(data.path)
         setting = prepared.manifest["default_labels"] if data.labels == "default" else data.labels
-        known = {name: corpus.classes for name, corpus in CORPORA.items()}
-        space = label_space(setting, prepared.classes, prepared.manifest["other_labels"], known)
+        known = {**{name: corpus.classes for name, corpus in CORPORA.items()}, **prepared.corpora}
+        space = label_space(
+            setting, prepared.classes, prepared.manifest["other_labels"], known, tuple(prepared.corpora)
+        )
         table = prepared.table
         labelled = apply_labels(space, table["label"].to_pylist(), table["votes"].to_pylist(), data.targets)
         folds = make_folds(protocol, table, prepared.manifest["folds"], prepared.manifest["default_folds"])
@@ -91,7 +93,7 @@ class Design:
         manifest = self.prepared.manifest
         return {
             "data": {
-                "path": str(self.prepared.path),
+                "path": self.prepared.path,
                 "data_hash": self.prepared.data_hash,
                 "corpus": self.prepared.corpus,
                 "title": manifest["title"],
@@ -99,18 +101,22 @@ class Design:
                 "utterances": int(self.labelled.kept.sum()),
                 "hours": round(float(self.prepared.num_samples[self.labelled.kept].sum() / 16_000 / 3600), 4),
                 "targets": self.rules["targets"],
-                **describe(self.labelled),
+                **describe(self.labelled, self.prepared.table["corpus"].to_pylist()),
             },
             "protocol": {
                 "name": self.folds.name,
                 "hash": self.hash,
                 "select": self.rules["select"],
                 "leaks": [str(leak) for leak in self.leaks],
-                "folds": [_describe_fold(fold) for fold in self.folds.folds],
+                "folds": [self._describe_fold(fold) for fold in self.folds.folds],
             },
         }
 
-
-def _describe_fold(fold: Fold) -> dict[str, Any]:
-    counts = {split: len(rows) for split, rows in fold.rows.items()}
-    return {"fold": fold.index, **fold.speakers, "utterances": counts}
+    def _describe_fold(self, fold: Fold) -> dict[str, Any]:
+        counts = {split: len(rows) for split, rows in fold.rows.items()}
+        told = {"fold": fold.index, **fold.speakers, "utterances": counts}
+        if len(self.prepared.corpora) > 1:
+            for split in ("train", "test"):
+                corpora = self.prepared.table["corpus"].take(fold.rows[split]).to_pylist()
+                told[f"{split}_corpora"] = list(dict.fromkeys(corpora))
+        return told

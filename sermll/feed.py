@@ -5,9 +5,10 @@ Data turns into padded batches, in order, ahead of the training step, and throug
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,58 +30,75 @@ SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class Feed:
-    """All that a data worker needs to make any batch of a fold."""
+class FoldData:
+    """The utterances of a fold and where they lie: the same for every variant and seed, and shared by their runs."""
 
     key: str
-    """Names run and fold; two feeds of one key and place are equal, which lets workers keep plans and open files."""
-    path: str
+    """Names protocol and fold."""
+    files: tuple[Path, ...]
+    """The shards."""
+    names: pa.Table
+    """Columns id, speaker, corpus; one row per utterance of the prepared data."""
     shard: np.ndarray
     row: np.ndarray
     num_samples: np.ndarray
+    classes: tuple[str, ...]
     labels: np.ndarray
     """int64 (utterances,): what metrics count; -1 for utterances of no split."""
     targets: np.ndarray
     """float32 (utterances, classes): label distributions, what losses are told."""
     rows: Mapping[str, np.ndarray]
     """Row numbers of each split."""
+
+    @classmethod
+    def of(cls, key: str, prepared: Prepared, labelled: Labelled, rows: Mapping[str, np.ndarray]) -> "FoldData":
+        """The data of a fold whose splits are `rows`."""
+        return cls(
+            key=key,
+            files=prepared.files,
+            names=prepared.table.select(["id", "speaker", "corpus"]),
+            shard=prepared.table["shard"].to_numpy(),
+            row=prepared.table["row"].to_numpy(),
+            num_samples=prepared.num_samples,
+            classes=labelled.space.classes,
+            labels=labelled.labels,
+            targets=labelled.targets,
+            rows=rows,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Same fold, same place: what a process has opened for one run serves the next."""
+        return isinstance(other, FoldData) and (other.key, other.files) == (self.key, self.files)
+
+    def __hash__(self) -> int:
+        """By fold and place."""
+        return hash((self.key, self.files))
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """All that a data worker needs to make any batch of a fold in a run."""
+
+    key: str
+    """Names run and fold; two feeds of one key and place are equal, which lets workers keep plans and open files."""
+    of: FoldData
     data: config.Data
     mixup: config.EAM | config.LAM | config.NoMixup
     batch_size: int
     seed: int
 
     @classmethod
-    def of(
-        cls,
-        key: str,
-        experiment: config.Experiment,
-        prepared: Prepared,
-        labelled: Labelled,
-        rows: Mapping[str, np.ndarray],
-    ) -> "Feed":
-        """The feed of a fold whose splits are `rows`."""
-        return cls(
-            key=key,
-            path=str(prepared.path),
-            shard=prepared.table["shard"].to_numpy(),
-            row=prepared.table["row"].to_numpy(),
-            num_samples=prepared.num_samples,
-            labels=labelled.labels,
-            targets=labelled.targets,
-            rows=rows,
-            data=experiment.data,
-            mixup=experiment.mixup,
-            batch_size=experiment.optim.batch_size,
-            seed=experiment.seed,
-        )
+    def for_run(cls, key: str, experiment: config.Experiment, fold: FoldData) -> "Feed":
+        """The feed of a fold in a run with the settings `experiment`."""
+        return cls(key, fold, experiment.data, experiment.mixup, experiment.optim.batch_size, experiment.seed)
 
     def __eq__(self, other: object) -> bool:
         """Same run and fold, same place."""
-        return isinstance(other, Feed) and (other.key, other.path) == (self.key, self.path)
+        return isinstance(other, Feed) and (other.key, other.of) == (self.key, self.of)
 
     def __hash__(self) -> int:
         """By run, fold and place."""
-        return hash((self.key, self.path))
+        return hash((self.key, self.of))
 
     def plan(self, split: str, epoch: int) -> Plan:
         """The plan of a split in an epoch; scoring is the same in every epoch."""
@@ -108,32 +126,32 @@ class Batch:
 
 @lru_cache(maxsize=8)
 def _plan(feed: Feed, split: str, epoch: int) -> Plan:
-    rows = feed.rows[split]
-    num_samples = feed.num_samples[rows]
+    rows = feed.of.rows[split]
+    num_samples = feed.of.num_samples[rows]
     if split == "train":
         return train_plan(rows, num_samples, feed.data, feed.mixup, feed.batch_size, feed.seed, epoch)
     return eval_plan(rows, num_samples, feed.data, feed.batch_size)
 
 
-@lru_cache(maxsize=2)
-def _waveforms(feed: Feed) -> Waveforms:
-    return Waveforms(feed.path, feed.shard, feed.row)
+@lru_cache(maxsize=8)
+def _waveforms(fold: FoldData) -> Waveforms:
+    return Waveforms(fold.files, fold.shard, fold.row)
 
 
 def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, workers: int = 1) -> Batch:
     """Make the share of one worker of one batch: read, crop, mix, pad."""
-    plan, waveforms = feed.plan(split, epoch), _waveforms(feed)
+    plan, waveforms, fold = feed.plan(split, epoch), _waveforms(feed.of), feed.of
     positions = plan.batch(index, rank, workers)
     lengths = plan.length[positions]
     waveform = np.zeros((len(positions), int(lengths.max(initial=0))), np.float32)
-    targets = np.zeros((len(positions), feed.targets.shape[1]), np.float32)
+    targets = np.zeros((len(positions), len(fold.classes)), np.float32)
 
     def cropped(position: int) -> np.ndarray:
         start, length = plan.crop_start[position], plan.crop_length[position]
         return to_float(waveforms[plan.rows[position]][start : start + length])
 
     def label(position: int) -> np.ndarray:
-        return feed.targets[plan.rows[position]]
+        return fold.targets[plan.rows[position]]
 
     for place, position in enumerate(positions.tolist()):
         signal, target = cropped(position), label(position)
@@ -154,10 +172,10 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
         waveform[place, : len(signal)] = signal
         targets[place] = target
     rows = plan.rows[positions]
-    return Batch(epoch, split, index, rows, waveform, lengths, feed.labels[rows], targets)
+    return Batch(epoch, split, index, rows, waveform, lengths, fold.labels[rows], targets)
 
 
-def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
+def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: int = 1) -> Generator[Batch, None, None]:
     """Batches of every epoch from `first_epoch` on: train, then dev, then test, in the plans' order.
 
     Runs as one Ray Data execution in the calling process's cluster.
@@ -198,7 +216,7 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         for row in range(len(table)):
-            yield _from_table(table, row, feed.targets.shape[1])
+            yield _from_table(table, row, len(feed.of.classes))
 
 
 class _Rest:

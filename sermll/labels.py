@@ -60,20 +60,36 @@ def label_space(
     native: Sequence[str],
     other: Sequence[str] = (),
     known: Mapping[str, Sequence[str]] | None = None,
+    corpora: Sequence[str] = (),
 ) -> LabelSpace:
-    """The label space a setting means for a corpus.
+    """The label space a setting means for a corpus, or for several that are joined.
 
     Args:
-        setting: "native"; "4class"; "shared:A+B", what the corpora A and B both have; or classes with their labels.
-        native: the corpus's own classes, in order.
+        setting: "native"; "4class"; "shared:A+B", what the corpora A and B both have; "shared", what all joined corpora
+            have; or classes with their labels.
+        native: the corpus's own classes, in order; of joined corpora those of all.
         other: the corpus's labels that are no class; only an explicit setting may take them.
-        known: classes of every corpus by name, for "shared:A+B".
+        known: classes of every corpus by name, for "shared:A+B" and "shared".
+        corpora: names of the corpora in the data, in order, all of them `known`; more than one are joined.
 
     Raises:
-        ConfigError: no such space; an unknown label; a label in two classes; a class without labels; under two classes.
+        ConfigError: no such space; an unknown label; a label in two classes; a class without labels; under two classes;
+            a space of one corpus for several, or the other way round.
     """
     if not isinstance(setting, str):
         return _explicit(setting, [*native, *other])
+    if len(corpora) > 1 and setting in ("native", "default"):
+        raise ConfigError(
+            f"data.labels={setting}: {', '.join(corpora)} have no label space of their own together; give "
+            "data.labels=shared, what all of them have, or 4class, or classes with their labels"
+        )
+    if setting == "shared":
+        if len(corpora) < 2:
+            raise ConfigError(
+                "data.labels=shared: has no effect on one corpus; give data.path two folders, or name the corpora: "
+                "shared:CORPUS+CORPUS"
+            )
+        return _shared(corpora, native, known or {})
     if setting == "native":
         return LabelSpace(setting, {name: (name,) for name in native})
     if setting == "4class":
@@ -83,10 +99,10 @@ def label_space(
             raise ConfigError(f"data.labels=4class: nothing in {', '.join(native)} is {' or '.join(missing)}")
         return space
     if setting.startswith("shared:"):
-        return _shared(setting, native, known or {})
+        return _shared(setting.removeprefix("shared:").split("+"), native, known or {})
     raise ConfigError(
-        f"data.labels={setting}: no such label space; there are native, 4class, shared:CORPUS+CORPUS, and a mapping of "
-        "classes to labels such as {positive: [happy, calm], negative: [angry, sad]}"
+        f"data.labels={setting}: no such label space; there are native, 4class, shared, shared:CORPUS+CORPUS, and a "
+        "mapping of classes to labels such as {positive: [happy, calm], negative: [angry, sad]}"
     )
 
 
@@ -96,8 +112,8 @@ def _labels(native: Sequence[str], emotions: Sequence[str]) -> tuple[str, ...]:
     return tuple(label for label in native if label.lower() in words)
 
 
-def _shared(setting: str, native: Sequence[str], known: Mapping[str, Sequence[str]]) -> LabelSpace:
-    names = setting.removeprefix("shared:").split("+")
+def _shared(names: Sequence[str], native: Sequence[str], known: Mapping[str, Sequence[str]]) -> LabelSpace:
+    setting = f"shared:{'+'.join(names)}"
     unknown = [name for name in names if name not in known]
     if unknown or len(names) < 2:
         raise ConfigError(
@@ -193,13 +209,25 @@ def apply_labels(
     return Labelled(space, index, targets, dict(dropped), ties)
 
 
-def describe(labelled: Labelled) -> dict[str, Any]:
-    """A label space and what became of the utterances, as JSON: part of every result."""
-    counts = np.bincount(labelled.labels[labelled.kept], minlength=len(labelled.space.classes))
+def describe(labelled: Labelled, corpus: Sequence[str]) -> dict[str, Any]:
+    """A label space and what became of the utterances, as JSON: part of every result.
+
+    Args:
+        labelled: the utterances' classes.
+        corpus: the corpus of each utterance; if there are several, each is counted by itself too.
+    """
+
+    def counts(chosen: np.ndarray) -> dict[str, int]:
+        counted = np.bincount(labelled.labels[chosen], minlength=len(labelled.space.classes))
+        return dict(zip(labelled.space.classes, counted.tolist(), strict=True))
+
+    names, column = list(dict.fromkeys(corpus)), np.array(corpus)
+    by_corpus = {name: counts(labelled.kept & (column == name)) for name in names}
     return {
         "space": labelled.space.name,
         "members": {name: list(members) for name, members in labelled.space.members.items()},
-        "counts": dict(zip(labelled.space.classes, counts.tolist(), strict=True)),
+        "counts": counts(labelled.kept),
+        **({"counts_by_corpus": by_corpus} if len(names) > 1 else {}),
         "dropped": labelled.dropped,
         "ties": labelled.ties,
     }

@@ -22,20 +22,62 @@ QUIETEST = 1e-7
 """Floor of mel power before the logarithm: below the quantisation noise of 16-bit audio."""
 
 
-class LogMelEncoder(nn.Module):
+class LogMelMaps(nn.Module):
+    """Log-mel spectrograms in two normalisations, augmented in training: what encoders of such maps are built on.
+
+    Args:
+        mels: mel bands, 16 to 128.
+        spec_augment: mask bands of time and of frequency in training (Park et al., Interspeech 2019).
+        warp: in training, each utterance's frequencies are scaled by up to this share up or down, as if another vocal
+            tract spoke (Jaitly and Hinton, ICML workshop 2013); 0 to below 1.
+    """
+
+    filters: Tensor
+
+    def __init__(self, mels: int, spec_augment: bool, warp: float) -> None:
+        super().__init__()
+        self.spec_augment = spec_augment
+        self.warp = warp
+        # torchaudio's MelSpectrogram with power=2 does the same, by way of square roots that cost a tenth of training.
+        self.spectrum = Spectrogram(n_fft=WINDOW, hop_length=HOP, power=None, pad_mode="constant")
+        filters = melscale_fbanks(WINDOW // 2 + 1, 50.0, SAMPLE_RATE_HZ / 2, mels, SAMPLE_RATE_HZ)
+        self.register_buffer("filters", filters)
+
+    def maps(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps, float32 [batch, 2, frames, mels], a frame for each 20 ms, zero in padding, and valid frames [batch].
+
+        Args:
+            waveform: samples at 16 kHz, float32 [batch, samples], zero after each utterance's end.
+            lengths: samples of each utterance, int64 [batch], at least 1.
+        """
+        counts = lengths // HOP + 1
+        with torch.autocast(waveform.device.type, enabled=False):  # 8 bits are too few for sums of squares
+            filters = self.filters
+            if self.training and self.warp:
+                filters = warped(filters, 1 + self.warp * (2 * torch.rand(len(waveform), device=waveform.device) - 1))
+            spectrum = self.spectrum(waveform).transpose(1, 2)
+            power = spectrum.real.square() + spectrum.imag.square()
+            frames = (power @ filters).clamp_min(QUIETEST).log()
+            mask = valid_frames(counts, frames.shape[1])
+            # How each band changes, and, beside it, how the bands differ, which tells pitch and voice quality.
+            views = [normalized(frames, mask, per_band=True), normalized(frames, mask, per_band=False)]
+        maps = torch.stack(views, dim=1)
+        if self.training and self.spec_augment:
+            maps = masked_bands(maps, counts)
+        return maps.contiguous(memory_format=torch.channels_last), counts  # half the time on a CPU
+
+
+class LogMelEncoder(LogMelMaps):
     """Log-mel spectrogram, four convolutions over time and frequency, and a bidirectional GRU.
 
     Args:
         mels: mel bands, 16 to 128.
         dim: width of a frame, even.
         dropout: share of values dropped in training, 0 to below 1.
-        spec_augment: mask bands of time and of frequency in training (Park et al., Interspeech 2019).
+        spec_augment: see `LogMelMaps`.
         channels: channels of the first convolution; the others have twice and four times as many.
-        warp: in training, each utterance's frequencies are scaled by up to this share up or down, as if another vocal
-            tract spoke (Jaitly and Hinton, ICML workshop 2013); 0 to below 1.
+        warp: see `LogMelMaps`.
     """
-
-    filters: Tensor
 
     def __init__(
         self,
@@ -46,20 +88,14 @@ class LogMelEncoder(nn.Module):
         channels: int = 16,
         warp: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(mels, spec_augment, warp)
         if dim % 2:
             raise ValueError(f"dim must be even, one half for each direction of the GRU, got {dim}")
         self.dim = dim
-        self.spec_augment = spec_augment
-        self.warp = warp
-        # torchaudio's MelSpectrogram with power=2 does the same, by way of square roots that cost a tenth of training.
-        self.spectrum = Spectrogram(n_fft=WINDOW, hop_length=HOP, power=None, pad_mode="constant")
-        filters = melscale_fbanks(WINDOW // 2 + 1, 50.0, SAMPLE_RATE_HZ / 2, mels, SAMPLE_RATE_HZ)
-        self.register_buffer("filters", filters)
         blocks = []
         before, bands = 2, mels
         for width, stride in zip(WIDTHS, TIME_STRIDES, strict=True):
-            blocks.append(ConvBlock(before, width * channels, stride))
+            blocks.append(ConvNorm(before, width * channels, stride=(stride, 2)))
             before, bands = width * channels, (bands + 1) // 2
         self.blocks = nn.ModuleList(blocks)
         self.dropout = nn.Dropout(dropout)
@@ -78,15 +114,11 @@ class LogMelEncoder(nn.Module):
             Frames, float32 [batch, frames, dim], one for each 80 ms and zero in padding, and their mask, bool
             [batch, frames], true where a frame belongs to the utterance.
         """
-        counts = lengths // HOP + 1
-        with torch.autocast(waveform.device.type, enabled=False):  # 8 bits are too few for sums of squares
-            maps = self._maps(waveform, counts)
-        if self.training and self.spec_augment:
-            maps = masked_bands(maps, counts)
-        maps = maps.contiguous(memory_format=torch.channels_last)  # half the time on a CPU
+        maps, counts = self.maps(waveform, lengths)
         for block in self.blocks:
             maps, counts = block(maps, counts)
-        mask = _valid(counts, maps.shape[2])
+            maps = maps.relu()
+        mask = valid_frames(counts, maps.shape[2])
         frames = self.dropout(self.project(self.dropout(maps.transpose(1, 2).flatten(2))))
         packed = pack_padded_sequence(frames, counts.cpu(), batch_first=True, enforce_sorted=False)
         context, _ = self.recurrent(packed)
@@ -94,32 +126,21 @@ class LogMelEncoder(nn.Module):
         frames = self.norm(frames + self.dropout(context))
         return frames.masked_fill(~mask.unsqueeze(2), 0.0), mask
 
-    def _maps(self, waveform: Tensor, counts: Tensor) -> Tensor:
-        """Log-mel spectrogram in two normalisations, float32 [batch, 2, frames, mels]."""
-        filters = self.filters
-        if self.training and self.warp:
-            filters = warped(filters, 1 + self.warp * (2 * torch.rand(len(waveform), device=waveform.device) - 1))
-        spectrum = self.spectrum(waveform).transpose(1, 2)
-        power = spectrum.real.square() + spectrum.imag.square()
-        frames = (power @ filters).clamp_min(QUIETEST).log()
-        mask = _valid(counts, frames.shape[1])
-        # How each band changes, and, beside it, how the bands differ, which tells pitch and voice quality.
-        return torch.stack([normalized(frames, mask, per_band=True), normalized(frames, mask, per_band=False)], dim=1)
 
-
-class ConvBlock(nn.Module):
-    """A 3 x 3 convolution that halves frequency, batch normalisation over what is not padding, ReLU.
+class ConvNorm(nn.Module):
+    """A convolution and batch normalisation over what is not padding; it starts as He et al. (ICCV 2015) for ReLUs.
 
     Args:
         channels_in: channels that come in.
         channels_out: channels that go out.
-        time_stride: 2 halves the frames as well, 1 keeps them.
+        kernel: its width in time and frequency, odd.
+        stride: steps in time and in frequency; each divides the length, rounded up.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, time_stride: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: int = 3, stride: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
-        self.time_stride = time_stride
-        self.convolution = nn.Conv2d(channels_in, channels_out, 3, stride=(time_stride, 2), padding=1, bias=False)
+        self.time_stride = stride[0]
+        self.convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
         weight = nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
         self.convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.norm = MaskedBatchNorm(channels_out)
@@ -129,8 +150,8 @@ class ConvBlock(nn.Module):
         counts = (counts + self.time_stride - 1) // self.time_stride
         maps = self.convolution(maps)
         # As numbers: to multiply by truth values takes several times as long.
-        valid = _valid(counts, maps.shape[2])[:, None, :, None].float()
-        return self.norm(maps, valid).relu() * valid, counts
+        valid = valid_frames(counts, maps.shape[2])[:, None, :, None].float()
+        return self.norm(maps, valid) * valid, counts
 
 
 class MaskedBatchNorm(nn.Module):
@@ -242,6 +263,6 @@ def _random_span(position: Tensor, size: Tensor, share: float = 0.1) -> Tensor:
     return (position >= start) & (position < start + width)
 
 
-def _valid(counts: Tensor, length: int) -> Tensor:
+def valid_frames(counts: Tensor, length: int) -> Tensor:
     """Bool [batch, length], true before each count."""
     return torch.arange(length, device=counts.device) < counts.unsqueeze(1)

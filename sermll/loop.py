@@ -1,11 +1,13 @@
-"""The training loop of one fold, as each Ray Train worker runs it: epoch by epoch, scored, checkpointed, resumable."""
+"""The training loop of one fold, as each worker runs it: epoch by epoch, scored, checkpointed, resumable.
+
+Nothing here knows of Ray: where batches come from is the caller's choice, and so is the number of processes.
+"""
 
 import copy
-import json
-import os
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,27 +22,23 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sermll import checkpoint, config, metrics
-from sermll.errors import SermllError, TrainingError
-from sermll.feed import Batch, Feed, stream
+from sermll.errors import TrainingError
+from sermll.feed import Batch, Feed, FoldData
 from sermll.model import System
+from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS, read_json, write_json
 
-PREDICTIONS = "predictions.parquet"
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoldJob:
-    """Everything a worker needs to train a fold."""
+    """Everything that training a fold of a run needs, but for the utterances."""
 
     run: str
     """Run id and fold: what a checkpoint must say to be resumed."""
+    title: str
+    """What the fold is called where its progress is told."""
     settings: dict[str, Any]
     """The resolved experiment as JSON."""
     fold: int
-    classes: tuple[str, ...]
-    ids: list[str]
-    """Utterance id by row of the prepared table."""
-    speakers: list[str]
-    feed: Feed
     folder: str
     """The fold's folder, absolute, on storage that all workers share."""
 
@@ -49,26 +47,44 @@ class FoldJob:
         """Folder of the fold's checkpoints."""
         return Path(self.folder) / "checkpoints"
 
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (Path(self.folder) / "result.json").exists()
 
-def train_worker(job: FoldJob) -> dict[str, Any]:
-    """Run by Ray Train on every worker. Errors that a restart cannot mend are returned, not raised."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    try:
-        return _train(job)
-    except SermllError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+    def history(self) -> list[dict[str, Any]]:
+        """What each finished epoch gave."""
+        path = Path(self.folder) / "history.json"
+        return read_json(path) if path.exists() else []
 
 
-def _train(job: FoldJob) -> dict[str, Any]:
-    import ray.train
-    import ray.train.torch
+Batches = Callable[[Feed, int, int, int, int], Generator[Batch, None, None]]
+"""(feed, first epoch, epochs, rank, workers) to the batches of every epoch, as `feed.stream` makes them."""
 
+
+def train_fold(
+    job: FoldJob,
+    data: FoldData,
+    batches: Batches,
+    device: torch.device,
+    rank: int = 0,
+    workers: int = 1,
+) -> list[str]:
+    """Train a fold from its newest checkpoint to the end, as one of `workers` processes.
+
+    Returns:
+        What was wrong with checkpoints that were passed over.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite.
+        CheckpointError: a checkpoint belongs to another run, or the chosen one is damaged.
+    """
+    started = time.monotonic()
     settings = config.Experiment.model_validate(job.settings)
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    feed = Feed.for_run(job.run, settings, data)
+    num_classes = len(data.classes)
     _seed(settings.seed, job.fold)
-    system = System(settings, len(job.classes)).to(device)
+    system = System(settings, num_classes).to(device)
     optimizer = make_optimizer(system, settings.optim)
 
     averaged = copy.deepcopy(system) if settings.optim.average else None
@@ -84,42 +100,86 @@ def _train(job: FoldJob) -> dict[str, Any]:
         if rank == 0:  # a kill may have come between the checkpoint and this file
             write_json(Path(job.folder) / "history.json", history)
     parallel = _parallel(system, device)
+    ids = data.names["id"].to_pylist()
 
     def step() -> None:
         optimizer.step()
         if averaged is not None:
             average(averaged, system, settings.optim.average)
 
-    batches = stream(job.feed, len(history), settings.optim.epochs, rank, workers)
-    for epoch, phases in groupby(batches, key=lambda batch: batch.epoch):
-        # What is drawn inside the model (dropout, masks) depends on seed, fold, epoch and worker alone, so that a
-        # resumed run continues as if it had not stopped.
-        _seed(settings.seed, job.fold, epoch, rank)
-        rates = set_rates(optimizer, settings.optim, epoch)
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            **rates,
-            "padding_share": job.feed.plan("train", epoch).padding_share(),
-        }
-        test_scores = Scores.empty(len(job.classes), settings.model.embedding_dim)
-        for split, members in groupby(phases, key=lambda batch: batch.split):
-            if split == "train":
-                row |= train_epoch(parallel, step, _timed(members), settings.optim.clip_norm, device, job.ids)
-                continue
-            started = time.perf_counter()
-            scores = score(averaged or system, members, len(job.classes), device).gathered()
-            row[f"{split}_confusion"] = metrics.confusion(scores.labels, scores.predicted, len(job.classes)).tolist()
-            row["eval_s"] = row.get("eval_s", 0.0) + time.perf_counter() - started
-            if split == "dev":
-                counts = np.array(row["dev_confusion"])
-                row |= {"dev_loss": scores.loss(), "dev_ua": metrics.ua(counts), "dev_wa": metrics.wa(counts)}
-                row |= {name: float(row[name]) for name in ("dev_ua", "dev_wa")}
-            else:
-                test_scores = scores
-        history.append(row)
-        modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
-        _report(job, modules, optimizer, history, test_scores, rank)
-    return {"epochs": len(history), "faults": faults}
+    with closing(batches(feed, len(history), settings.optim.epochs, rank, workers)) as stream_of_batches:
+        for epoch, phases in groupby(stream_of_batches, key=lambda batch: batch.epoch):
+            # What is drawn inside the model (dropout, masks) depends on seed, fold, epoch and worker alone, so that a
+            # resumed run continues as if it had not stopped.
+            _seed(settings.seed, job.fold, epoch, rank)
+            rates = set_rates(optimizer, settings.optim, epoch)
+            row: dict[str, Any] = {"epoch": epoch, **rates, "padding_share": feed.plan("train", epoch).padding_share()}
+            scored: dict[str, Scores] = {}
+            for split, members in groupby(phases, key=lambda batch: batch.split):
+                if split == "train":
+                    row |= train_epoch(parallel, step, _timed(members), settings.optim.clip_norm, device, ids)
+                    continue
+                began = time.perf_counter()
+                scores = score(averaged or system, members, num_classes, device).gathered()
+                scored[split] = scores
+                row[f"{split}_confusion"] = metrics.confusion(scores.labels, scores.predicted, num_classes).tolist()
+                row["eval_s"] = row.get("eval_s", 0.0) + time.perf_counter() - began
+                if split == "dev":
+                    counts = np.array(row["dev_confusion"])
+                    row |= {"dev_loss": scores.loss(), "dev_ua": metrics.ua(counts), "dev_wa": metrics.wa(counts)}
+                    row |= {name: float(row[name]) for name in ("dev_ua", "dev_wa")}
+            history.append(row)
+            if rank == 0:
+                modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
+                tables = {
+                    name: predictions_table(job.fold, data, scored[split])
+                    for name, split in ((PREDICTIONS, "test"), (DEV_PREDICTIONS, "dev"))
+                }
+                _keep(job, modules, optimizer, history, tables)
+    if rank == 0:
+        _finish(job, time.monotonic() - started)
+    return faults
+
+
+def _keep(
+    job: FoldJob,
+    modules: Mapping[str, System],
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, Any]],
+    tables: Mapping[str, pa.Table],
+) -> None:
+    """Write the epoch's checkpoint and the history; keep the chosen epoch's checkpoint and the two latest.
+
+    Should the latest be damaged, the one before it serves.
+    """
+    scores = selection_scores(job.settings["protocol"]["select"], history)
+    latest = len(history) - 1
+    with checkpoint.writing(job.checkpoints, latest) as folder:
+        for name, table in tables.items():
+            pq.write_table(table, folder / name)
+        checkpoint.save(folder, modules, optimizer, {"run": job.run, "epoch": latest, "history": history})
+    checkpoint.keep_only(job.checkpoints, {latest, latest - 1, int(np.argmax(scores))})
+    write_json(Path(job.folder) / "history.json", history)
+
+
+def _finish(job: FoldJob, seconds: float) -> None:
+    """Take the predictions of the chosen and of the last epoch out of their checkpoints; write result.json last."""
+    folder, history = Path(job.folder), job.history()
+    best = int(np.argmax(selection_scores(job.settings["protocol"]["select"], history)))
+    chosen, last = (checkpoint.of_epoch(job.checkpoints, epoch) for epoch in (best, len(history) - 1))
+    shutil.copyfile(chosen.path / PREDICTIONS, folder / PREDICTIONS)
+    shutil.copyfile(chosen.path / DEV_PREDICTIONS, folder / DEV_PREDICTIONS)
+    shutil.copyfile(last.path / PREDICTIONS, folder / LAST_PREDICTIONS)
+    result = {
+        "fold": job.fold,
+        "epochs": len(history),
+        "best_epoch": best,
+        "best_checkpoint": f"checkpoints/{chosen.path.name}",
+        "last_checkpoint": f"checkpoints/{last.path.name}",
+        "seconds": round(sum(row["train_s"] + row["eval_s"] for row in history), 1),
+        "wall_s": round(seconds, 1),
+    }
+    write_json(folder / "result.json", result)
 
 
 def selection_scores(rule: str, history: list[dict[str, Any]]) -> list[float]:
@@ -333,51 +393,18 @@ def _seed(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _report(
-    job: FoldJob,
-    modules: Mapping[str, System],
-    optimizer: torch.optim.Optimizer,
-    history: list[dict[str, Any]],
-    scores: Scores,
-    rank: int,
-) -> None:
-    """Hand the epoch to Ray Train; worker 0 adds the checkpoint and writes the history for whoever watches."""
-    import ray.train
-
-    row = history[-1]
-    # Ray keeps the checkpoint of the highest score beside the latest; of equal ones the earliest epoch wins.
-    value = selection_scores(job.settings["protocol"]["select"], history)[-1]
-    summary = {"epoch": row["epoch"], "dev_ua": row["dev_ua"], "score": value - 1e-7 * row["epoch"]}
-    if rank != 0:
-        ray.train.report(summary)
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_predictions(folder / PREDICTIONS, job, scores)
-        notes = {"run": job.run, "epoch": row["epoch"], "history": history}
-        checkpoint.save(folder, modules, optimizer, notes)
-        ray.train.report(summary, checkpoint=ray.train.Checkpoint.from_directory(folder))
-    write_json(Path(job.folder) / "history.json", history)
-
-
-def write_predictions(path: Path, job: FoldJob, scores: Scores) -> None:
-    """One row per utterance: utterance, speaker, fold, label, predicted, probabilities, embedding."""
-    table = pa.table(
+def predictions_table(fold: int, data: FoldData, scores: Scores) -> pa.Table:
+    """One row per utterance: utterance, speaker, corpus, fold, label, predicted, probabilities, embedding."""
+    names = data.names.take(scores.rows)
+    return pa.table(
         {
-            "utterance": [job.ids[row] for row in scores.rows],
-            "speaker": [job.speakers[row] for row in scores.rows],
-            "fold": pa.array([job.fold] * len(scores.rows), pa.int32()),
-            "label": [job.classes[label] for label in scores.labels],
-            "predicted": [job.classes[label] for label in scores.predicted],
+            "utterance": names["id"],
+            "speaker": names["speaker"],
+            "corpus": names["corpus"],
+            "fold": pa.array([fold] * len(scores.rows), pa.int32()),
+            "label": [data.classes[label] for label in scores.labels],
+            "predicted": [data.classes[label] for label in scores.predicted],
             "probabilities": pa.array(list(scores.probabilities), pa.list_(pa.float64())),
             "embedding": pa.array(list(scores.embeddings), pa.list_(pa.float32())),
         }
     )
-    pq.write_table(table, path)
-
-
-def write_json(path: Path, value: Any) -> None:  # anything JSON holds
-    """Write a JSON file that appears whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(partial, path)

@@ -1,6 +1,6 @@
 """The recogniser: encoder, pooling over frames, two linear heads; and recogniser with objective, for training."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,13 @@ from sermll import config
 from sermll.gather import Gathered
 from sermll.logmel import LogMelEncoder
 from sermll.losses import Objective
+from sermll.mfcc import MFCCEncoder
 from sermll.pooling import POOLS
 from sermll.pretrained import PretrainedEncoder
+from sermll.resnet import ResNetEncoder
+
+FROM_SCRATCH: dict[str, type[nn.Module]] = {"logmel": LogMelEncoder, "mfcc": MFCCEncoder, "resnet": ResNetEncoder}
+"""Encoders without pre-training, by `kind`; their arguments are the settings of the section."""
 
 
 class Output(NamedTuple):
@@ -36,8 +41,8 @@ class Recognizer(nn.Module):
         if isinstance(encoder, config.Pretrained):
             self.encoder: nn.Module = PretrainedEncoder(encoder)
         else:
-            self.encoder = LogMelEncoder(**encoder.model_dump(exclude={"kind"}))
-        dim = int(self.encoder.dim)
+            self.encoder = FROM_SCRATCH[encoder.kind](**encoder.model_dump(exclude={"kind"}))
+        dim = cast(int, self.encoder.dim)
         sizes = (dim, settings.pool.heads) if isinstance(settings.pool, config.FLAM) else ()
         self.pool = POOLS[settings.pool.kind](*sizes)
         self.project = nn.Linear(dim, settings.embedding_dim)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import, so it waits until something is drawn
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from matplotlib.typing import RcKeyType
 
@@ -28,7 +29,7 @@ _MOST_SPEAKER_NAMES = 120
 _WIDTH_INCH = 8.6
 
 MOST_PANELS = 12
-"""Folds of the embedding map; more would be too small to read."""
+"""Of a picture with a panel for each fold or row; more would be too small to read."""
 
 _STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture is the same on every machine
@@ -66,6 +67,17 @@ _STYLE: dict[RcKeyType, Any] = {
 }
 
 
+class Bar(NamedTuple):
+    """A row of a forest plot: UA with its interval, and the difference to the group's first row; all in 0..1."""
+
+    name: str
+    ua: tuple[float, float | None, float | None] | None
+    """Value, low, high; no interval with one speaker, and None without a number."""
+    difference: tuple[float, float, float] | None
+    verdict: str
+    """'higher', 'lower', or anything else."""
+
+
 def save(stem: Path, draw: Callable[[], Figure]) -> bytes:
     """Draw in the report's style and write `stem`.png and `stem`.svg, byte for byte the same each time.
 
@@ -95,8 +107,6 @@ def confusion(counts: NDArray[np.int64], recalls: NDArray[np.float64], classes: 
         recalls: [C] in 0..1, NaN for a class that was never tested.
         classes: C names.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     size = len(classes)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
@@ -105,9 +115,8 @@ def confusion(counts: NDArray[np.int64], recalls: NDArray[np.float64], classes: 
     figure = _figure(side + 2.9, 0.82 * side + 1.1)
     cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=(side, 1.35))
 
-    shades = LinearSegmentedColormap.from_list("share", ["#ffffff", "#c6dbee", "#5a9bd0", ACCENT, "#073a66"])
     edges = np.arange(size + 1) - 0.5
-    cells.pcolormesh(edges, edges, shares, cmap=shades, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
+    cells.pcolormesh(edges, edges, shares, cmap=_shades(), vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
     cells.invert_yaxis()
     font_pt = min(9.0, max(4.0, 70 * side / size / 6.0))
     for row in range(size):
@@ -247,6 +256,35 @@ def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int]
     return figure
 
 
+def reliability(panels: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figure:
+    """Share that is right by confidence, beside the diagonal where both are equal; below, how often each is said.
+
+    Args:
+        panels: for each title, by range of confidence, B ranges of equal width from 0 to 1: `confidence` and
+            `accuracy`, the latter's interval `low` to `high`, all in 0..1 and NaN without utterances, and `count`.
+    """
+    figure = _figure(_WIDTH_INCH, 4.8)
+    axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=(3.4, 1))
+    for column, (title, bins) in enumerate(panels.items()):
+        share, counts = axes[:, column]
+        some = bins["count"] > 0
+        confidence, accuracy = (100 * bins[name][some] for name in ("confidence", "accuracy"))
+        reach = np.abs([100 * bins[name][some] - accuracy for name in ("low", "high")])
+        share.plot([0, 100], [0, 100], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+        share.vlines(confidence, confidence, accuracy, color="#9cc3e3", linewidth=6, zorder=2)
+        share.errorbar(confidence, accuracy, reach, fmt="o", ms=5, color=ACCENT, mec="white", elinewidth=1.2, zorder=3)
+        share.set_title(title)
+        share.set_xlim(-2, 102)
+        share.set_ylim(-2, 102)
+        share.grid()
+        edges = np.linspace(0, 100, len(some) + 1)
+        counts.bar(edges[:-1], bins["count"], width=np.diff(edges), align="edge", color="#9cc3e3", edgecolor="white")
+        counts.set_xlabel("confidence in %")
+    axes[0, 0].set_ylabel("right in %")
+    axes[1, 0].set_ylabel("utterances")
+    return figure
+
+
 def embedding(folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]], classes: Sequence[str]) -> Figure:
     """Principal components of the test embeddings: one panel for each fold, coloured by true class.
 
@@ -311,6 +349,127 @@ def embedding(folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]]
         handletextpad=0.2,
         columnspacing=1.4,
     )
+    return figure
+
+
+def forest(groups: Mapping[str, Sequence[Bar]]) -> Figure:
+    """UA of every row with its interval and, beside it, the paired difference to the first row of its group.
+
+    Args:
+        groups: for each title its rows, the reference first.
+    """
+    heights = [len(bars) + 0.4 for bars in groups.values()]
+    figure = _figure(_WIDTH_INCH, 0.25 * sum(heights) + 0.42 * len(groups) + 0.75)
+    panels = figure.subplots(len(groups), 2, squeeze=False, sharex="col", height_ratios=heights, width_ratios=(1.15, 1))
+    looks = {"higher": (">", _PALETTE[0], _PALETTE[0]), "lower": ("<", _PALETTE[1], _PALETTE[1])}
+    for (scores, differences), (title, bars) in zip(panels, groups.items(), strict=True):
+        for place, bar in enumerate(bars):
+            ink = ACCENT if place else _INK
+            if bar.ua is None:
+                scores.text(
+                    0.02, place, "no number yet", transform=scores.get_yaxis_transform(), va="center", color=_GREY
+                )
+                continue
+            value, *ends = (None if one is None else 100 * one for one in bar.ua)
+            if ends[0] is not None:
+                scores.plot(ends, [place, place], color=ink, linewidth=2.2, alpha=0.45)
+            scores.plot(value, place, "o" if place else "D", ms=6.5 if place else 6, mfc=ink, mec="white", mew=0.8)
+            side = scores.get_yaxis_transform()
+            scores.text(1.01, place, f"{value:.1f}", transform=side, va="center", fontsize=8.5)
+            if bar.difference is not None:
+                middle, low, high = (100 * one for one in bar.difference)
+                marker, edge, face = looks.get(bar.verdict, ("o", _GREY, "white"))
+                differences.plot([low, high], [place, place], color=edge, linewidth=2.2, alpha=0.55)
+                differences.plot(middle, place, marker, ms=6.5, mfc=face, mec=edge, mew=1.2)
+        if bars[0].ua is not None:
+            scores.axvline(100 * bars[0].ua[0], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=0)
+        differences.axvline(0, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=0)
+        if len(bars) > 1:
+            differences.text(
+                0, 0, " reference ", va="center", ha="center", fontsize=8.5, color=_INK, backgroundcolor="white"
+            )
+        scores.set_title(_short(title, 60))
+        for axes in (scores, differences):
+            axes.set_ylim(len(bars) - 0.4, -0.6)
+            axes.set_yticks(range(len(bars)), [_short(bar.name, 32) for bar in bars] if axes is scores else [])
+            axes.tick_params(axis="y", length=0)
+            axes.spines[["left"]].set_visible(False)
+            axes.grid(axis="x")
+            for stripe in range(1, len(bars), 2):
+                axes.axhspan(stripe - 0.5, stripe + 0.5, color="#f5f7f9", zorder=-1)
+    panels[-1, 0].set_xlabel("UA in %")
+    panels[-1, 1].set_xlabel("difference to the reference, in points")
+
+    from matplotlib.lines import Line2D
+
+    keys = [
+        Line2D([], [], color=edge, marker=marker, ms=6.5, mfc=face, mec=edge, mew=1.2, label=label)
+        for label, (marker, edge, face) in {**looks, "no difference shown": ("o", _GREY, "white")}.items()
+    ]
+    figure.legend(handles=keys, loc="outside lower right", ncols=3, columnspacing=1.4)
+    return figure
+
+
+def dev_curves(rows: Mapping[str, NDArray[np.float64]], chance: float) -> Figure:
+    """Dev UA by epoch, a small panel for each row with the first row's curve behind it.
+
+    Args:
+        rows: for each name [epochs] in 0..1; the first MOST_PANELS are drawn.
+        chance: UA of guessing, in 0..1.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    shown = list(rows.items())[:MOST_PANELS]
+    figure, panels = _small_panels(len(shown), most=5, ratio=0.72, share=True)
+    for panel, (name, values) in zip(panels.flat, shown, strict=False):
+        reference = shown[0][1]
+        panel.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0)
+        _line(panel, 100 * reference, "#a9a9ae", {"linewidth": 1.6})
+        _line(panel, 100 * values, _INK if name == shown[0][0] else ACCENT, {"linewidth": 2.0})
+        panel.set_title(_short(name, 26), fontsize=8.5, pad=4)
+        panel.grid(axis="y")
+    longest = max(len(values) for _, values in shown)
+    panels[0, 0].set_xlim(1 - 0.04 * longest, 1.04 * longest)
+    panels[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    for panel in panels[:, 0]:
+        panel.set_ylabel("dev UA in %")
+    for panel in panels.flat[max(0, len(shown) - panels.shape[1]) : len(shown)]:  # the lowest of each column
+        panel.set_xlabel("epoch")
+        panel.tick_params(labelbottom=True)
+    return figure
+
+
+def confusions(rows: Mapping[str, NDArray[np.float64]], classes: Sequence[str]) -> Figure:
+    """A small confusion matrix for each row, as shares of the true class in percent.
+
+    Args:
+        rows: for each name [C, C] counts, true class by predicted class; the first MOST_PANELS are drawn.
+        classes: C names.
+    """
+    shown = list(rows.items())[:MOST_PANELS]
+    figure, panels = _small_panels(len(shown), most=4, ratio=1.08, share=False)
+    size = len(classes)
+    names = [_short(name, 11) for name in classes]
+    edges = np.arange(size + 1) - 0.5
+    for number, (panel, (name, counts)) in enumerate(zip(panels.flat, shown, strict=False)):
+        totals = counts.sum(axis=1, keepdims=True)
+        shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+        panel.pcolormesh(edges, edges, shares, cmap=_shades(), vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+        panel.invert_yaxis()
+        panel.set_aspect("equal")
+        for row, column in np.ndindex(size, size):
+            if size <= 10 and shares[row, column] >= 0.005:
+                ink = "white" if shares[row, column] > 0.45 else _INK
+                told = f"{100 * shares[row, column]:.0f}"
+                panel.text(column, row, told, ha="center", va="center", color=ink, fontsize=min(8.0, 50 / size))
+        panel.set_title(_short(name, 26), fontsize=8.5, pad=4)
+        first, last = number % panels.shape[1] == 0, number + panels.shape[1] >= len(shown)
+        panel.set_yticks(range(size), names if first else [], fontsize=7)
+        panel.set_xticks(range(size), names if last else [], fontsize=7, rotation=90)
+        panel.tick_params(length=0, pad=2)
+        panel.spines[:].set_visible(False)
+    figure.supxlabel("recognised as", fontsize=9)
+    figure.supylabel("true class", fontsize=9)
     return figure
 
 
@@ -422,6 +581,118 @@ def principal_components(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float
     return points, float((scales[:2] ** 2).sum() / (scales**2).sum())
 
 
+def noise_curves(
+    snr_db: Sequence[float],
+    noises: Mapping[str, NDArray[np.float64]],
+    mean: NDArray[np.float64],
+    clean: float,
+    chance: float,
+) -> Figure:
+    """UA over SNR, from little noise to much: a line with intervals for each noise, their mean thick with a band.
+
+    Args:
+        snr_db: S levels, descending.
+        noises: for each noise, [S, 3] UA in 0..1 and the ends of its interval, NaN where there is none.
+        mean: [S, 3] likewise, over the noises; drawn if there are several.
+        clean: UA without noise, in 0..1.
+        chance: UA of guessing, in 0..1.
+    """
+    figure = _figure(_WIDTH_INCH, 4.3)
+    axes = figure.subplots()
+    levels = np.array(snr_db, np.float64)
+    apart_db = float(np.abs(np.diff(levels)).min()) if len(levels) > 1 else 1.0
+    few = len(noises) <= len(_MARKERS)
+    # Side by side within a third of the least distance between levels, so that no interval hides another.
+    shifts = np.linspace(1, -1, len(noises)) * (apart_db / 6 if few and len(noises) > 1 else 0)
+    for place, (name, values) in enumerate(noises.items()):
+        ua, low, high = 100 * values.T
+        colour = _PALETTE[place % len(_PALETTE)] if few else ACCENT
+        axes.plot(
+            levels + shifts[place],
+            ua,
+            marker=_MARKERS[place % len(_MARKERS)] if few else None,
+            ms=5.5,
+            mec="white",
+            mew=0.5,
+            color=colour,
+            linewidth=1.3 if few else 0.7,
+            alpha=1.0 if few else 0.35,
+            label=_short(name) if few else ("one noise each" if place == 0 else None),
+            zorder=3,
+        )
+        if few:
+            axes.vlines(levels + shifts[place], low, high, color=colour, linewidth=1.0, alpha=0.55, zorder=2)
+    if len(noises) > 1:
+        ua, low, high = 100 * mean.T
+        axes.fill_between(levels, low, high, color=_INK, alpha=0.1, linewidth=0, zorder=1)
+        axes.plot(levels, ua, color=_INK, linewidth=2.6, label="mean of noises", zorder=4)
+    axes.axhline(100 * clean, color=ACCENT, linewidth=1.4, linestyle=(0, (6, 3)), label=f"clean {100 * clean:.1f} %")
+    axes.axhline(100 * chance, color=_GREY, linewidth=1.2, linestyle=(0, (1, 2)), label=f"chance {100 * chance:.1f} %")
+    axes.set_xticks(levels, [f"{level:g}" for level in snr_db])
+    axes.set_xlim(levels.max() + apart_db / 3, levels.min() - apart_db / 3)
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    axes.set_xlabel("SNR in dB, active speech level over noise level")
+    axes.set_ylabel("UA in %")
+    axes.grid(axis="y")
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def heat_map(
+    values: NDArray[np.float64],
+    lows: NDArray[np.float64],
+    highs: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    chance: float,
+) -> Figure:
+    """UA by what was trained on and what was tested, with intervals.
+
+    Args:
+        values: [R, C] in 0..1, NaN where there is none.
+        lows: [R, C] ends of their intervals.
+        highs: [R, C] likewise.
+        rows: R names of training corpora.
+        columns: C names of test corpora.
+        chance: UA of guessing, where the colours begin.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    figure = _figure(1.55 * len(columns) + 2.4, 0.78 * len(rows) + 1.3)
+    cells = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("ua", ["#ffffff", "#c6dbee", "#5a9bd0", ACCENT, "#073a66"])
+    across, down = np.arange(len(columns) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5
+    mesh = cells.pcolormesh(
+        across, down, 100 * values, cmap=shades, vmin=100 * chance, vmax=100, edgecolors="white", linewidth=2
+    )
+    cells.invert_yaxis()
+    for row, column in np.ndindex(values.shape):
+        value = values[row, column]
+        if not math.isfinite(value):
+            cells.text(column, row, "not finished", ha="center", va="center", color=_GREY, fontsize=8)
+            continue
+        ink = "white" if value > chance + 0.5 * (1 - chance) else _INK
+        weight = "bold" if row < len(columns) and rows[row] == columns[column] else "normal"
+        cells.text(
+            column, row - 0.1, f"{100 * value:.1f}", ha="center", va="center", color=ink, fontsize=11, fontweight=weight
+        )
+        if math.isfinite(lows[row, column]):
+            interval = f"{100 * lows[row, column]:.1f} to {100 * highs[row, column]:.1f}"
+            cells.text(column, row + 0.24, interval, ha="center", va="center", color=ink, fontsize=7.5)
+    cells.set_xticks(range(len(columns)), [_short(name) for name in columns])
+    cells.set_yticks(range(len(rows)), [_short(name) for name in rows])
+    cells.xaxis.set_label_position("top")
+    cells.xaxis.tick_top()
+    cells.set_xlabel("tested on", fontweight="bold")
+    cells.set_ylabel("trained on", fontweight="bold")
+    cells.tick_params(length=0)
+    cells.spines[:].set_visible(False)
+    bar = figure.colorbar(mesh, ax=cells, shrink=0.9, pad=0.02)
+    bar.set_label(f"UA in %, white is chance ({100 * chance:.0f})")
+    bar.outline.set_visible(False)
+    return figure
+
+
 def _figure(width_inch: float, height_inch: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -429,6 +700,25 @@ def _figure(width_inch: float, height_inch: float) -> Figure:
     figure = Figure(figsize=(width_inch, height_inch))
     FigureCanvasAgg(figure)
     return figure
+
+
+def _shades() -> Colormap:
+    """Colours of a share from 0 to 1."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("share", ["#ffffff", "#c6dbee", "#5a9bd0", ACCENT, "#073a66"])
+
+
+def _small_panels(count: int, most: int, ratio: float, share: bool) -> tuple[Figure, NDArray[Any]]:
+    """A figure of `count` small panels, up to `most` in a row, each `ratio` as high as wide; [rows, columns]."""
+    rows = math.ceil(count / most)
+    columns = math.ceil(count / rows)
+    width_inch = _WIDTH_INCH / max(4, columns)
+    figure = _figure(width_inch * columns + 0.4, width_inch * ratio * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    for panel in panels.flat[count:]:
+        panel.set_visible(False)
+    return figure, panels
 
 
 def _lines(

@@ -17,6 +17,8 @@ from sermll.errors import ProtocolError
 Groups = Sequence[Sequence[str]]
 SPLITS = ("train", "dev", "test")
 SIDES = (("train", "dev"), ("train", "test"), ("dev", "test"))
+BY_CORPUS = ("corpus", "one_corpus")
+"""Protocols that divide joined data by corpus: leave one out; train on one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +82,24 @@ def make_folds(protocol: Protocol, table: pa.Table, named: Mapping[str, Groups],
 
     Unless a file says otherwise, the dev speakers of a fold are the next ones after its test group, in the protocol's
     order and around its end: the same for every seed and variant, and every speaker chooses about equally often.
+    Folds of whole corpora take dev speakers out of each training corpus instead, evenly spread over its speakers.
 
     Args:
         protocol: which folds, how many dev speakers.
-        table: the prepared utterances; `id`, `speaker`, `session` and `fold` are used.
+        table: the prepared utterances; `id`, `corpus`, `speaker`, `session` and `fold` are used.
         named: the corpus's own fold lists.
         default: the fold list that "default" means.
 
     Raises:
-        ProtocolError: no such fold list; speakers missing from it, tested twice or without data; nobody left to train;
-            a file that is not a fold list of these data, or dev speakers asked for where the file gives them.
+        ProtocolError: no such fold list; folds of whole corpora for a single one; speakers missing from a list, tested
+            twice or without data; nobody left to train; a file that is not a fold list of these data, or dev speakers
+            asked for where the file gives them.
     """
     name = default if protocol.folds == "default" else protocol.folds
     if name.endswith((".yaml", ".yml", ".json")):
         return _from_file(Path(name), protocol, table)
+    if name in BY_CORPUS:
+        return _by_corpus(name, protocol, table)
     groups = _groups(name, named, table)
     speakers = table["speaker"].to_pylist()
     order = [speaker for group in groups for speaker in group]
@@ -176,6 +182,43 @@ def _held_back(
     return rest[:count], sorted(rest[count:])
 
 
+def _by_corpus(name: str, protocol: Protocol, table: pa.Table) -> Folds:
+    """A fold for each corpus, in their order: 'corpus' tests it, 'one_corpus' trains on it, the others do the rest."""
+    speakers = table["speaker"].to_pylist()
+    members: dict[str, list[str]] = {}
+    for corpus, speaker in sorted(set(zip(table["corpus"].to_pylist(), speakers, strict=True))):
+        members.setdefault(corpus, []).append(speaker)
+    corpora = list(dict.fromkeys(table["corpus"].to_pylist()))
+    if len(corpora) < 2:
+        raise ProtocolError(
+            f"protocol.folds={name}: divides joined corpora, and these data are {corpora[0]} alone; give data.path two "
+            "folders or more, or use protocol.folds=speaker"
+        )
+    folds = []
+    for index, corpus in enumerate(corpora):
+        others = [other for other in corpora if other != corpus]
+        tested, trained = ([corpus], others) if name == "corpus" else (others, [corpus])
+        dev = [speaker for one in trained for speaker in _spread(protocol, name, index, one, members[one])]
+        train = [speaker for one in trained for speaker in members[one] if speaker not in dev]
+        test = [speaker for one in tested for speaker in members[one]]
+        folds.append(_fold(index, speakers, {"train": train, "dev": dev, "test": test}))
+    return Folds(name, tuple(folds))
+
+
+def _spread(protocol: Protocol, name: str, index: int, corpus: str, speakers: Sequence[str]) -> list[str]:
+    """Dev speakers of a training corpus: the first, the last, and evenly spaced ones between.
+
+    With both ends taken they are of both sexes where a corpus numbers women and men in turn.
+    """
+    count = max(1, round(0.1 * len(speakers))) if protocol.dev_speakers == "auto" else protocol.dev_speakers
+    if count >= len(speakers):
+        raise ProtocolError(
+            f"protocol {name!r}: fold {index} trains on {corpus}, which has {len(speakers)} speakers; "
+            f"{count} dev speakers leave nobody of it to train on"
+        )
+    return [speakers[place * (len(speakers) - 1) // max(count - 1, 1)] for place in range(count)]
+
+
 def _groups(name: str, named: Mapping[str, Groups], table: pa.Table) -> list[list[str]]:
     if name in named:
         return [list(group) for group in named[name]]
@@ -186,12 +229,14 @@ def _groups(name: str, named: Mapping[str, Groups], table: pa.Table) -> list[lis
         members: dict[str, set[str]] = {}
         for speaker, group in zip(speakers, table[name].to_pylist(), strict=True):
             if group is None:
-                raise ProtocolError(f"protocol {name!r}: not every utterance of this corpus tells one; use 'speaker'")
+                raise ProtocolError(f"protocol {name!r}: not every utterance of these data tells one; use 'speaker'")
             members.setdefault(group, set()).add(speaker)
         return [sorted(members[group]) for group in sorted(members)]
-    choices = ", ".join([*named, "speaker", "session", "fold"])
+    joined = len(set(table["corpus"].to_pylist())) > 1
+    choices = ", ".join([*(BY_CORPUS if joined else named), "speaker", "session", "fold"])
+    these = "joined corpora have" if joined else "this corpus has"
     raise ProtocolError(
-        f"protocol.folds={name}: no such fold list; this corpus has: {choices}; or give a file whose name ends in .yaml"
+        f"protocol.folds={name}: no such fold list; {these}: {choices}; or give a file whose name ends in .yaml"
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 _T = TypeVar("_T")
 
-PICTURES = ("confusion", "curves", "dev_ua", "speakers", "embedding")
+PICTURES = ("confusion", "curves", "dev_ua", "speakers", "embedding", "calibration")
 """Stems of the pictures `build` writes, each as PNG and SVG."""
 
 
@@ -283,15 +283,19 @@ def text_table(run: Run) -> str:
             lines.append(f"{number:<6}" + (f"not finished, {reached} epochs so far" if reached else "not started"))
             continue
         scores = [_percent(result.get(name)) for name in _SCORES]
-        epoch = f"{_epoch(result.get('best_epoch'))} of {result.get('epochs', '?')}"
+        epoch = f"{_epoch(result.get('best_epoch'))} of {result['epochs']}" if "epochs" in result else "—"
         minutes = _minutes(result)
         row = f"{number:<6}{scores[0]:>6}{scores[1]:>8}{scores[2]:>10}{epoch:>12}{minutes:>10}  "
         lines.append(row + " ".join(map(str, fold["test"])))
     if run.scores and run.scores.get("selected"):
         lines += ["", f"{'mean of folds':<24}" + "".join(f"{name:<22}" for name in _SCORES.values()).rstrip()]
         for title, key in (("chosen on dev", "selected"), ("last epoch", "last")):
-            cells = [_interval(run.scores[key].get(name)) for name in _SCORES]
-            lines.append(f"{title:<24}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
+            if key in run.scores:  # an ensemble has no last epoch
+                cells = [_interval(run.scores[key].get(name)) for name in _SCORES]
+                lines.append(f"{title:<24}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        if "calibration" in run.scores:
+            before, after = (_interval(run.scores["calibration"][name]) for name in ("ece", "ece_scaled"))
+            lines.append(f"{'calibration':<24}ECE {before}, with temperature {after}")
         if "chosen_on_test_ua" in run.scores:
             value = _percent(run.scores["chosen_on_test_ua"])
             lines.append(f"no result, but what choosing each epoch on its test fold would have shown: UA {value}")
@@ -387,6 +391,15 @@ def _drawings(run: Run) -> "dict[str, Callable[[], Figure]]":
                 rows = finite & (told.folds == fold)
                 points[fold] = (told.embeddings[rows], told.labels[rows])
             drawings["embedding"] = partial(pictures.embedding, points, run.classes)
+    measured = (run.scores or {}).get("calibration")
+    if measured:
+        drawings["calibration"] = partial(
+            pictures.reliability,
+            {
+                title: {name: np.array(values, np.float64) for name, values in measured[key].items()}  # None is NaN
+                for key, title in (("reliability", "as it is"), ("reliability_scaled", "with temperature"))
+            },
+        )
     return drawings
 
 
@@ -406,6 +419,7 @@ def _section(run: Run, title: str, drawn: Mapping[str, bytes], heading: str) -> 
         _headline(run, heading),
         *_score_tables(run),
         *_pictures(run, drawn),
+        *_calibration(run, drawn),
         *_published(run),
         *_how(run),
         id=title,
@@ -466,15 +480,17 @@ def _protocol(run: Run, in_full: bool = False) -> str:
 def _score_tables(run: Run) -> Iterator[page.Html]:
     if run.scores and run.scores.get("selected"):
         yield page.tag("h3", "Scores")
+        kinds = {"selected": "epoch chosen on dev", "last": "last epoch"}
+        kinds = {which: title for which, title in kinds.items() if which in run.scores}
         rows = [
             (
                 f"{name}, {kind}",
-                *(_interval(run.scores[which].get(prefix + key)) for which in ("selected", "last")),
+                *(_interval(run.scores[which].get(prefix + key)) for which in kinds),
             )
             for prefix, kind in (("", "mean over folds"), ("pooled_", "pooled"))
             for key, name in _SCORES.items()
         ]
-        yield page.table(("in %", "epoch chosen on dev", "last epoch"), rows)
+        yield page.table(("in %", *kinds.values()), rows)
         if "chosen_on_test_ua" in run.scores:
             value, honest = run.scores["chosen_on_test_ua"], run.scores["selected"]["ua"]["value"]
             yield page.tag(
@@ -543,11 +559,54 @@ def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[page.Html]:
         yield page.figure(drawn[stem], title, caption)
 
 
+def _calibration(run: Run, drawn: Mapping[str, bytes]) -> Iterator[page.Html]:
+    """Whether confidence can be believed; nothing for runs of versions that did not measure it."""
+    measured = (run.scores or {}).get("calibration")
+    if not measured:
+        return
+    yield page.tag("h3", "Calibration")
+    rows = [
+        (
+            title,
+            _interval(measured[f"ece{ending}"]),
+            f"{measured[f'nll{ending}']:.3f}",
+            _percent(_mean(measured[f"reliability{ending}"], "confidence")),
+            _percent(_mean(measured[f"reliability{ending}"], "accuracy")),
+        )
+        for ending, title in (("", "as it is"), ("_scaled", "with temperature"))
+    ]
+    header = ("", "ECE % [95 % interval]", "loss in nats", "mean confidence\u00a0%", "right\u00a0%")
+    yield page.table(header, rows)
+    before, after = (measured[name]["value"] for name in ("ece", "ece_scaled"))
+    over = _mean(measured["reliability"], "confidence") - _mean(measured["reliability"], "accuracy")
+    lowest, highest = min(measured["temperatures"]), max(measured["temperatures"])
+    yield page.tag(
+        "p",
+        f"On average, confidence is {_percent(abs(over))} points {'above' if over > 0 else 'below'} the share that is "
+        "right. "
+        f"Temperatures of {lowest:.2f} to {highest:.2f}, each fitted on its fold's dev speakers (above 1 lowers "
+        f"confidence), make the ECE {_percent(abs(after - before))} points {'lower' if after < before else 'higher'}. "
+        "An interval from 0 on does not rule out that confidence is right as it stands.",
+    )
+    caption = (
+        "Test utterances in ranges of confidence: the share that is right with its 95 % interval (of independent "
+        "utterances), and in pale blue how far it lies from the dotted line, where confidence is right. "
+        "Below: how many utterances a range holds."
+    )
+    yield page.figure(drawn["calibration"], "Calibration", caption)
+
+
+def _mean(bins: Json, name: str) -> float:
+    """Mean over utterances of what is stored by range of confidence; an empty range holds None."""
+    filled = [(count, value) for count, value in zip(bins["count"], bins[name], strict=True) if count]
+    return sum(count * value for count, value in filled) / sum(count for count, _ in filled)
+
+
 def _published(run: Run) -> Iterator[page.Html]:
     """The paper's row beside ours, only where corpus, classes and folds are the same, and nothing leaks."""
     protocol = run.facts["protocol"]["name"]
     paper = PUBLISHED.get((run.facts["data"]["corpus"], protocol))
-    if paper is None or not run.complete or not run.scores or run.facts["protocol"]["leaks"]:
+    if paper is None or not run.complete or not run.scores or run.facts["protocol"]["leaks"] or _members(run):
         return
     if (paper.classes, paper.folds) != (len(run.classes), len(run.folds)):
         return
@@ -573,6 +632,9 @@ def _how(run: Run) -> Iterator[page.Html]:
     """The settings in words and in full, and what the numbers were made with."""
     protocol = run.facts["protocol"]
     yield page.tag("h3", "How it was run")
+    if _members(run):
+        runs = ", ".join(f"{member['run_id']} (UA {_percent(member['ua'])} %)" for member in _members(run))
+        yield page.facts({"ensemble": f"{run.facts['method']} of the runs {runs}; the settings are those of the first"})
     yield page.facts(_summary(run.settings))
     text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
     yield page.tag("details", page.tag("summary", "All settings"), page.tag("pre", text))
@@ -591,6 +653,11 @@ def _how(run: Run) -> Iterator[page.Html]:
             "packages": versions or "not recorded",
         }
     )
+
+
+def _members(run: Run) -> list[Json]:
+    """The runs whose probabilities an ensemble joins; none for a run that was trained."""
+    return (run.scores or {}).get("ensemble", {}).get("members", [])
 
 
 def _summary(settings: Json) -> dict[str, str]:
@@ -685,6 +752,8 @@ def _glossary() -> page.Html:
         "UA": "unweighted accuracy, the mean of the recalls of the classes: every class counts the same.",
         "WA": "weighted accuracy, the share of utterances recognised: frequent classes count more.",
         "Chosen on dev": "the best epoch on the dev speakers, by the rule above; test speakers have no say.",
+        "ECE": "expected calibration error: how far confidence, the probability of the recognised class, lies from the "
+        "share that is right, on average over utterances in 15 ranges of confidence; 0 is best.",
         "Interval": "where the score lies in 95 % of random draws of the test speakers, with replacement; "
         "another seed or other training speakers vary it further.",
     }

@@ -5,12 +5,15 @@ data/ravdess/
   utterances.parquet  one row per utterance, without the audio
   problems.csv        every file that did not become an utterance, and why
   shards/00000.arrow  Arrow IPC files, memory-mapped by whoever reads them
+
+Several folders, each of another corpus, are opened as one.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,20 +112,32 @@ def content_hash(corpus: str, classes: Sequence[str], utterances: Iterable[dict[
 
 @dataclass(frozen=True)
 class Prepared:
-    """A folder of prepared data, opened."""
+    """Prepared data, opened: one folder, or several joined into one."""
 
-    path: Path
+    path: str
+    """The folder, absolute; of joined data the folders with ' + ' between them."""
     manifest: dict[str, Any]
+    """What manifest.json says; of joined data what holds for them as a whole, see `_join`."""
     table: pa.Table
-    """TABLE_SCHEMA, one row per utterance, ordered by id."""
+    """TABLE_SCHEMA and a column `corpus`, one row per utterance; ordered by corpus as given, then by id."""
+    files: tuple[Path, ...]
+    """The shards; column `shard` counts along them."""
+    corpora: Mapping[str, tuple[str, ...]]
+    """Name and own classes of each corpus, in the order given."""
 
     @classmethod
-    def open(cls, path: str | Path) -> "Prepared":
-        """Open a folder written by `sermll prepare`; reads the manifest and the table, no audio.
+    def open(cls, path: str | Path | Sequence[str | Path]) -> "Prepared":
+        """Open a folder written by `sermll prepare`, or join several; reads manifests and tables, no audio.
+
+        In joined data `id`, `speaker`, `session` and `fold` are prefixed by '<corpus>/', so that they stay unique.
 
         Raises:
-            DataError: there are no prepared data, they are from another version, or a file is missing or changed.
+            DataError: there are no prepared data, they are from another version, or a file is missing or changed; or
+                two folders hold the same corpus.
         """
+        if not isinstance(path, str | Path):
+            parts = [cls.open(part) for part in path]
+            return parts[0] if len(parts) == 1 else _join(parts)
         path = Path(path).expanduser().resolve()
         if not path.is_dir():
             raise DataError(f"{path}: no such folder; make it with `sermll prepare CORPUS --root DIR --out {path}`")
@@ -140,8 +155,8 @@ class Prepared:
             raise DataError(
                 f"{path}: data of format {found}, this version of sermll reads format {FORMAT}; prepare again"
             )
-        for shard in manifest["shards"]:
-            file = path / "shards" / shard["file"]
+        files = tuple(path / "shards" / shard["file"] for shard in manifest["shards"])
+        for file, shard in zip(files, manifest["shards"], strict=True):
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
                 found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
                 raise DataError(f"{file}: {found}, the manifest says {shard['bytes']} bytes; prepare again")
@@ -149,25 +164,25 @@ class Prepared:
             table = pq.read_table(path / "utterances.parquet", schema=TABLE_SCHEMA)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path}/utterances.parquet: cannot be read ({error}); prepare again") from None
-        prepared = cls(path, manifest, table)
         rows = (row for batch in table.to_batches(max_chunksize=4096) for row in batch.to_pylist())
-        if content_hash(prepared.corpus, prepared.classes, rows) != manifest["data_hash"]:
+        if content_hash(manifest["corpus"], manifest["classes"], rows) != manifest["data_hash"]:
             raise DataError(f"{path}: utterances.parquet does not give the manifest's data_hash; prepare again")
-        return prepared
+        named = table.append_column("corpus", pa.array([manifest["corpus"]] * len(table), pa.string()))
+        return cls(str(path), manifest, named, files, {manifest["corpus"]: tuple(manifest["classes"])})
 
     @property
     def corpus(self) -> str:
-        """Name of the corpus."""
+        """Name of the corpus; of joined data the names with '+' between them."""
         return self.manifest["corpus"]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The corpus's own classes, in order."""
+        """The corpus's own classes, in order; of joined data those of all corpora, each once."""
         return tuple(self.manifest["classes"])
 
     @property
     def data_hash(self) -> str:
-        """Hash of the content, see `content_hash`."""
+        """Hash of the content, see `content_hash`; of joined data a hash of the corpora's hashes, in order."""
         return self.manifest["data_hash"]
 
     @cached_property
@@ -181,23 +196,80 @@ class Prepared:
         Raises:
             DataError: naming the first shard whose bytes changed.
         """
-        folder = self.path / "shards"
         with ThreadPoolExecutor(4) as pool:
-            found = pool.map(lambda shard: file_sha256(folder / shard["file"]), self.manifest["shards"])
-            for shard, sha256 in zip(self.manifest["shards"], found, strict=True):
+            found = pool.map(file_sha256, self.files)
+            for file, shard, sha256 in zip(self.files, self.manifest["shards"], found, strict=True):
                 if sha256 != shard["sha256"]:
                     raise DataError(
-                        f"{folder / shard['file']}: the shard is damaged (SHA-256 {sha256[:12]}..., the manifest says "
-                        f"{shard['sha256'][:12]}...); delete {self.path} and prepare again"
+                        f"{file}: the shard is damaged (SHA-256 {sha256[:12]}..., the manifest says "
+                        f"{shard['sha256'][:12]}...); delete {file.parents[1]} and prepare again"
                     )
+
+
+def _join(parts: Sequence[Prepared]) -> Prepared:
+    """Several corpora as one.
+
+    The manifest has the facts that make sense for the whole: names, the union of the labels, no folds of its own and
+    no default choices, the problems counted over all, and every shard.
+    """
+    opened: dict[str, Prepared] = {}
+    for part in parts:
+        if part.corpus in opened:
+            other = opened[part.corpus].path
+            what = "is given twice" if other == part.path else f"and {part.path} are both called {part.corpus}"
+            raise DataError(
+                f"data.path: {other} {what}; give each corpus once (recordings of your own are called as the folder "
+                "that `sermll prepare --out` made)"
+            )
+        opened[part.corpus] = part
+    manifests = [part.manifest for part in parts]
+
+    def union(key: str) -> list[str]:
+        return list(dict.fromkeys(value for manifest in manifests for value in manifest[key]))
+
+    def total(key: str) -> dict[str, int]:
+        return dict(sum((Counter(manifest[key]) for manifest in manifests), Counter()))
+
+    manifest = {
+        "corpus": "+".join(opened),
+        "title": " + ".join(manifest["title"] for manifest in manifests),
+        "classes": union("classes"),
+        "other_labels": union("other_labels"),
+        "default_labels": "default",  # no choice of theirs: refused by `label_space` and `make_folds`
+        "default_folds": "default",
+        "folds": {},
+        "licence": " + ".join(dict.fromkeys(manifest["licence"] for manifest in manifests)),
+        "data_hash": hashlib.sha256(json.dumps([part.data_hash for part in parts]).encode()).hexdigest(),
+        "problems": total("problems"),
+        "noted": total("noted"),
+        "shards": [shard for manifest in manifests for shard in manifest["shards"]],
+    }
+    tables, files = [], []
+    for part in parts:
+        tables.append(_prefixed(part.table, part.corpus, len(files)))
+        files.extend(part.files)
+    corpora = {part.corpus: part.classes for part in parts}
+    return Prepared(" + ".join(part.path for part in parts), manifest, pa.concat_tables(tables), tuple(files), corpora)
+
+
+def _prefixed(table: pa.Table, corpus: str, first_shard: int) -> pa.Table:
+    """A corpus's table as a part of a joined one, whose shards before it are `first_shard` in number."""
+    changed = {"shard": [first_shard + shard for shard in table["shard"].to_pylist()]}
+    for name in ("id", "speaker", "session", "fold"):
+        changed[name] = [None if value is None else f"{corpus}/{value}" for value in table[name].to_pylist()]
+    columns = [
+        pa.array(changed[field.name], field.type) if field.name in changed else table[field.name]
+        for field in table.schema
+    ]
+    return pa.table(columns, schema=table.schema)
 
 
 class Waveforms:
     """Random access to the samples of prepared data, memory-mapped; shards are opened when first needed."""
 
-    def __init__(self, path: str, shard: np.ndarray, row: np.ndarray) -> None:
-        """`shard` and `row` (utterances,): where each utterance lies."""
-        self._folder = Path(path) / "shards"
+    def __init__(self, files: Sequence[Path], shard: np.ndarray, row: np.ndarray) -> None:
+        """`files`: the shards; `shard` and `row` (utterances,): where each utterance lies in them."""
+        self._files = files
         self._shard, self._row = shard, row
         self._open: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -205,7 +277,7 @@ class Waveforms:
         """int16 (samples,) of an utterance, a read-only view of the file."""
         index = int(self._shard[utterance])
         if index not in self._open:
-            audio = read_shard(self._folder / shard_name(index)).column("audio")
+            audio = read_shard(self._files[index]).column("audio")
             self._open[index] = (audio.offsets.to_numpy(), audio.values.to_numpy())
         offsets, values = self._open[index]
         row = int(self._row[utterance])

@@ -1,9 +1,11 @@
 """Which code is running: the commit of the checkout, where there is one."""
 
 import subprocess
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def code_version() -> dict[str, str | bool | None]:
     """Commit and whether the checkout differs from it; both None when sermll was installed without its repository."""
     folder = Path(__file__).resolve().parent

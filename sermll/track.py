@@ -1,13 +1,17 @@
 """The only writer to MLflow. Everything it sends is read from the run's folder, so that it can be sent again.
 
-One parent run per experiment run, one child per fold. `<run>/mlflow.json` remembers what the server has; a server
-that is away is tried again later and, at the end, by `sermll track RUN`.
+One parent run per experiment run, one child per fold; a campaign's run stands above those of its cells.
+`<run>/mlflow.json` remembers what the server has; a server that is away is tried again later and, at the end, by
+`sermll track RUN`.
 """
 
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +19,159 @@ import yaml
 
 from sermll.config import Experiment
 from sermll.errors import DataError
-from sermll.loop import write_json
+from sermll.results import read_json, write_json
 
 RETRY_S = 60.0
 NOT_PARAMS = ("resources", "tracking")
 
 
-class Tracker:
-    """Brings MLflow up to date with a run's folder."""
+def _uri(experiment: Experiment, runs: Path) -> str | None:
+    """The store an experiment asks for: its `tracking.mlflow`, MLFLOW_TRACKING_URI, or a SQLite file; None: none."""
+    if experiment.tracking.mlflow is False:
+        return None
+    return experiment.tracking.mlflow or default_uri(runs)
 
-    def __init__(self, run_dir: Path, uri: str | None, experiment: str) -> None:
+
+def default_uri(runs: Path) -> str:
+    """Where results go if nobody says: MLFLOW_TRACKING_URI, else a SQLite file in the runs folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+
+
+class _Sender:
+    """What MLflow has of a folder, and the way there."""
+
+    def __init__(self, folder: Path, uri: str | None, experiment: str) -> None:
         """`uri` None: tracking is off."""
-        self._run_dir, self._uri, self._experiment = run_dir, uri, experiment
+        self._folder, self._uri, self._experiment = folder, uri, experiment
         self._fault: str | None = None
         self._tried_at = -RETRY_S
         self._ready: Any = None
+
+    def _attempt(self, send: Callable[[], Any]) -> None:
+        self._tried_at = time.monotonic()
+        try:
+            send()
+            self._fault = None
+        except Exception as error:  # whatever a server or its client raises, training goes on and the user is told
+            self._fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+    def client(self) -> Any:  # mlflow is loaded when first needed
+        """The connection to the server."""
+        if self._ready is None:
+            # A server that is away should cost seconds, not the minutes of MLflow's own retries.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            from mlflow import MlflowClient
+
+            for name in ("mlflow", "alembic"):  # their own setup of logging runs on import
+                logging.getLogger(name).setLevel(logging.ERROR)
+            self._ready = MlflowClient(tracking_uri=self._uri)
+        return self._ready
+
+    def _memory(self) -> dict[str, Any]:
+        """What the server at this URI already has."""
+        path = self._folder / "mlflow.json"
+        memory = read_json(path) if path.exists() else {}
+        return memory if memory.get("uri") == self._uri else {"uri": self._uri, "runs": {}}
+
+    def _remember(self, memory: dict[str, Any]) -> None:
+        write_json(self._folder / "mlflow.json", memory)
+
+    def _experiment_id(self, client: Any, memory: dict[str, Any]) -> str:
+        if "experiment_id" not in memory:
+            found = client.get_experiment_by_name(self._experiment)
+            if found is None:
+                local = self._uri is not None and self._uri.startswith("sqlite:")
+                place = (self._folder.parent / "mlflow-artifacts").as_uri() if local else None
+                memory["experiment_id"] = client.create_experiment(self._experiment, artifact_location=place)
+            else:
+                memory["experiment_id"] = found.experiment_id
+        return memory["experiment_id"]
+
+
+class CampaignTracker(_Sender):
+    """The MLflow run above the runs of a campaign's cells: its table, page and pictures."""
+
+    @classmethod
+    def of(cls, experiment: Experiment, folder: Path) -> "CampaignTracker":
+        """The tracker of a campaign whose cells are like `experiment`."""
+        uri = _uri(experiment, folder.parent)
+        return cls(folder, uri, experiment.tracking.experiment or experiment.name)
+
+    def run(self) -> str:
+        """MLflow's id of the campaign; it is created if need be."""
+        memory = self._memory()
+        if "campaign" not in memory["runs"]:
+            told = read_json(self._folder / "campaign.json")
+            tags = {
+                "sermll.campaign": told["name"],
+                "sermll.version": told["code"]["version"],
+                "sermll.commit": str(told["code"]["commit"]),
+                "sermll.dirty": str(told["code"]["dirty"]),
+                **{f"sermll.axis.{axis}": ", ".join(values)[:5000] for axis, values in told["axes"].items()},
+            }
+            experiment = self._experiment_id(self.client(), memory)
+            created = self.client().create_run(experiment, run_name=self._folder.name, tags=tags)
+            memory["runs"]["campaign"] = created.info.run_id
+            self._remember(memory)
+        return memory["runs"]["campaign"]
+
+    def finish(self) -> str | None:
+        """Send the table, the page and the pictures; returns what went wrong, None if nothing did."""
+        if self._uri is None:
+            return None
+        self._attempt(self._send)
+        return self._fault
+
+    def _send(self) -> None:
+        client, run = self.client(), self.run()
+        told = read_json(self._folder / "campaign.json")
+        asked = {(cell["run_dir"], fold) for cell in told["cells"] for fold in cell["folds"]}
+        done = sum((Path(folder) / f"fold-{fold}" / "result.json").exists() for folder, fold in asked)
+        for name, value in {"cells": len(told["cells"]), "folds": len(asked), "folds_finished": done}.items():
+            client.log_metric(run, name, value)
+        client.log_artifact(run, str(self._folder / "campaign.json"))
+        client.log_artifacts(run, str(self._folder / "report"), "report")
+        client.set_terminated(run)
+
+
+class Tracker(_Sender):
+    """Brings MLflow up to date with a run's folder."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        uri: str | None,
+        experiment: str,
+        campaign: CampaignTracker | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """`campaign`: what the run belongs to, with its `labels` there."""
+        super().__init__(run_dir, uri, experiment)
+        self._campaign, self._labels = campaign, labels or {}
         self._sizes: dict[str, int] = {}
 
     @classmethod
-    def of(cls, experiment: Experiment, run_dir: Path) -> "Tracker":
-        """The tracker that an experiment asks for: its `tracking.mlflow`, MLFLOW_TRACKING_URI, or a SQLite file."""
-        uri: str | None = None
-        if experiment.tracking.mlflow is not False:
-            uri = experiment.tracking.mlflow or os.environ.get("MLFLOW_TRACKING_URI")
-            uri = uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
-        return cls(run_dir, uri, experiment.tracking.experiment or experiment.name)
+    def of(
+        cls,
+        experiment: Experiment,
+        run_dir: Path,
+        campaign: CampaignTracker | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> "Tracker":
+        """The tracker that an experiment asks for."""
+        uri = _uri(experiment, run_dir.parent)
+        return cls(run_dir, uri, experiment.tracking.experiment or experiment.name, campaign, labels)
+
+    def client(self) -> Any:
+        """The connection to the server; a campaign's runs share one."""
+        return self._campaign.client() if self._campaign else super().client()
 
     def sync(self) -> None:
         """Send what is new. A failure is remembered and tried again a minute later; it never stops training."""
         if self._uri is None or (self._fault and time.monotonic() - self._tried_at < RETRY_S):
             return
-        sizes = {str(path): path.stat().st_size for path in self._run_dir.glob("fold-*/*.json")}
+        sizes = {str(path): path.stat().st_size for path in self._folder.glob("fold-*/*.json")}
         if sizes == self._sizes:
             return
         self._attempt(lambda: self._send(artifacts=False))
@@ -59,56 +185,23 @@ class Tracker:
         self._attempt(lambda: self._send(artifacts=True))
         return self._fault
 
-    def _attempt(self, send: Any) -> None:  # a thunk
-        self._tried_at = time.monotonic()
-        try:
-            send()
-            self._fault = None
-        except Exception as error:  # whatever a server or its client raises, training goes on and the user is told
-            self._fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-    def _client(self) -> Any:  # mlflow is loaded when first needed
-        if self._ready is None:
-            # A server that is away should cost seconds, not the minutes of MLflow's own retries.
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            from mlflow import MlflowClient
-
-            for name in ("mlflow", "alembic"):  # their own setup of logging runs on import
-                logging.getLogger(name).setLevel(logging.ERROR)
-            self._ready = MlflowClient(tracking_uri=self._uri)
-        return self._ready
-
     def _send(self, *, artifacts: bool) -> None:
-        client, memory = self._client(), self._memory()
-        run = json.loads((self._run_dir / "run.json").read_text(encoding="utf-8"))
-        settings = yaml.safe_load((self._run_dir / "config.yaml").read_text(encoding="utf-8"))
-        if "experiment_id" not in memory:
-            memory["experiment_id"] = self._experiment_id(client)
-        parent = self._known(client, memory, run, settings, self._run_dir.name, None)
-        for folder in sorted(self._run_dir.glob("fold-*"), key=lambda path: int(path.name[5:])):
+        client, memory = self.client(), self._memory()
+        run = read_json(self._folder / "run.json")
+        settings = yaml.safe_load((self._folder / "config.yaml").read_text(encoding="utf-8"))
+        self._experiment_id(client, memory)
+        above = self._campaign.run() if self._campaign else None
+        parent = self._known(client, memory, run, settings, self._folder.name, above)
+        if above and memory.get("campaign") != above:  # it was begun by itself, or by another campaign
+            client.set_tag(parent["run"], "mlflow.parentRunId", above)
+            memory["campaign"] = above
+            self._remember(memory)
+        for folder in sorted(self._folder.glob("fold-*"), key=lambda path: int(path.name[5:])):
             if (folder / "history.json").exists():
-                fold = self._known(client, memory, run, settings, folder.name, parent["run"])
+                fold = self._known(client, memory, run, settings, folder.name, parent["run"], folder.name[5:])
                 self._send_fold(client, memory, fold, folder, artifacts=artifacts)
         if artifacts:
             self._send_summary(client, memory, parent)
-
-    def _memory(self) -> dict[str, Any]:
-        """What the server at this URI already has."""
-        path = self._run_dir / "mlflow.json"
-        memory = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return memory if memory.get("uri") == self._uri else {"uri": self._uri, "runs": {}}
-
-    def _remember(self, memory: dict[str, Any]) -> None:
-        write_json(self._run_dir / "mlflow.json", memory)
-
-    def _experiment_id(self, client: Any) -> str:
-        found = client.get_experiment_by_name(self._experiment)
-        if found is not None:
-            return found.experiment_id
-        local = self._uri is not None and self._uri.startswith("sqlite:")
-        place = (self._run_dir.parent / "mlflow-artifacts").as_uri() if local else None
-        return client.create_experiment(self._experiment, artifact_location=place)
 
     def _known(
         self,
@@ -118,6 +211,7 @@ class Tracker:
         settings: dict[str, Any],
         name: str,
         parent: str | None,
+        fold: str | None = None,
     ) -> dict[str, Any]:
         """What MLflow has of the run or fold `name`; it is created, with parameters, tags and data set, if need be."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -134,17 +228,20 @@ class Tracker:
                 "sermll.commit": str(run["code"]["commit"]),
                 "sermll.dirty": str(run["code"]["dirty"]),
                 "sermll.seed": str(settings["seed"]),
+                **{f"sermll.{axis}": value for axis, value in self._labels.items()},
             }
             if parent is not None:
-                tags |= {"mlflow.parentRunId": parent, "sermll.fold": name.removeprefix("fold-")}
+                tags["mlflow.parentRunId"] = parent
+            if fold is not None:
+                tags["sermll.fold"] = fold
             created = client.create_run(memory["experiment_id"], run_name=name, tags=tags)
             memory["runs"][name] = {"run": created.info.run_id, "described": False, "epochs": 0, "finished": 0}
             self._remember(memory)
         known = memory["runs"][name]
         if not known["described"]:
             params = flatten({key: value for key, value in settings.items() if key not in NOT_PARAMS})
-            if parent is not None:
-                params["fold"] = name.removeprefix("fold-")
+            if fold is not None:
+                params["fold"] = fold
             client.log_batch(known["run"], params=[Param(key, str(value)) for key, value in params.items()])
             data = run["data"]
             dataset = Dataset(
@@ -171,7 +268,7 @@ class Tracker:
         """Epochs that MLflow does not have; with `artifacts`, the results and files of a finished fold."""
         from mlflow.entities import Metric
 
-        history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        history = read_json(folder / "history.json")
         now_ms = int(time.time() * 1000)
         values = [
             Metric(key, float(value), now_ms, row["epoch"] + 1)
@@ -185,8 +282,8 @@ class Tracker:
         self._remember(memory)
         if not artifacts or fold["finished"] or not (folder / "result.json").exists():
             return
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        summary = json.loads((self._run_dir / "metrics.json").read_text(encoding="utf-8"))
+        result = read_json(folder / "result.json")
+        summary = read_json(self._folder / "metrics.json")
         row = next(row for row in summary["folds"] if row["fold"] == result["fold"])
         finals = {f"test_{name}": row[name] for name in ("ua", "wa", "macro_f1")}
         finals |= {f"test_last_{name}": value for name, value in row["last"].items()}
@@ -197,7 +294,7 @@ class Tracker:
         best = folder / result["best_checkpoint"]
         client.log_artifact(fold["run"], str(best / "model.safetensors"), "model")
         for name in ("config.yaml", "run.json"):  # what the weights need to be used
-            client.log_artifact(fold["run"], str(self._run_dir / name), "model")
+            client.log_artifact(fold["run"], str(self._folder / name), "model")
         client.set_terminated(fold["run"])
         fold["finished"] = 1
         self._remember(memory)
@@ -206,7 +303,7 @@ class Tracker:
         """Scores over the finished folds and the report; sent again when more folds have finished."""
         from mlflow.entities import Metric
 
-        summary = json.loads((self._run_dir / "metrics.json").read_text(encoding="utf-8"))
+        summary = read_json(self._folder / "metrics.json")
         now_ms = int(time.time() * 1000)
         values = {
             f"test_{prefix}{name}{suffix}": estimate[part]
@@ -227,8 +324,9 @@ class Tracker:
             "predictions.parquet",
             "predictions_last.parquet",
         ):
-            client.log_artifact(parent["run"], str(self._run_dir / name))
-        client.log_artifacts(parent["run"], str(self._run_dir / "report"), "report")
+            client.log_artifact(parent["run"], str(self._folder / name))
+        if (self._folder / "report").is_dir():  # a campaign has one page for all its runs
+            client.log_artifacts(parent["run"], str(self._folder / "report"), "report")
         if summary["complete"]:
             client.set_terminated(parent["run"])
         parent["finished"] = done
@@ -248,6 +346,21 @@ def upload(run_dir: Path, uri: str | None) -> str | None:
     if uri is not None:
         settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"mlflow": uri})})
     return Tracker.of(settings, run_dir).finish()
+
+
+def serve(runs: Path, port: int) -> int:
+    """Show the store of a runs folder in a browser, until the user interrupts; returns the server's exit status.
+
+    Raises:
+        DataError: results go to a server already, or there are none.
+    """
+    uri = default_uri(runs.absolute())
+    if not uri.startswith("sqlite:"):
+        raise DataError(f"results go to {uri} (MLFLOW_TRACKING_URI): open that address in a browser")
+    if not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise DataError(f"{runs}: no results were tracked here yet; give the folder of `tracking.runs`")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
+    return subprocess.call(command)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,8 +22,9 @@ from sermll.corpora import FORMATS
 from sermll.errors import CheckpointError, ConfigError, DataError, ProtocolError, TrainingError
 from sermll.labels import apply_labels, label_space
 from sermll.report import load, text_table
+from sermll.results import gather
 from sermll.shards import Prepared, Waveforms
-from sermll.train import gather, train
+from sermll.train import train
 
 pytestmark = pytest.mark.ray
 Settings = Callable[..., Experiment]
@@ -176,7 +177,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(ray_cluster: None, settings:
     again = shutil.copytree(whole.run_dir, tmp_path / "copy" / whole.run_dir.name)
     fold = again / "fold-0"
     (fold / "result.json").unlink()
-    newest = max((fold / "checkpoints").glob("checkpoint_2*"))
+    newest = max((fold / "checkpoints").glob("checkpoint_0*"))
     (newest / "model.safetensors").write_bytes(b"cut off")
     outcome = train(settings("fold=0", "optim.epochs=4", f"tracking.runs={tmp_path / 'copy'}"))
     assert histories(outcome.run_dir) == histories(whole.run_dir)
@@ -274,14 +275,15 @@ def test_a_run_without_its_checkpoint_is_refused_by_name(finished: tuple[Experim
 
 
 def test_ray_data_streams_the_plans_batches_in_order(ray_cluster: None, settings: Settings, tiny_data: Path) -> None:
-    from sermll.feed import SPLITS, Feed, make_batch, stream
+    from sermll.feed import SPLITS, Feed, FoldData, make_batch, stream
 
     prepared = Prepared.open(tiny_data)
     rows = np.arange(140)
     labels = prepared.table["label"].to_pylist()
     labelled = apply_labels(label_space("native", prepared.classes), labels, [None] * 140, "hard")
     splits = {"train": rows[:100], "dev": rows[100:120], "test": rows[120:]}
-    feed = Feed.of("stream", settings(), prepared, labelled, splits)
+    data = FoldData.of("stream", prepared, labelled, splits)
+    feed = Feed.for_run("stream", settings(), data)
     expected = [
         (epoch, split, index)
         for epoch in (1, 2)
@@ -297,7 +299,7 @@ def test_ray_data_streams_the_plans_batches_in_order(ray_cluster: None, settings
             np.testing.assert_array_equal(batch.targets, made.targets)
             np.testing.assert_array_equal(batch.rows, made.rows)
             np.testing.assert_array_equal(batch.labels, made.labels)
-    assert isinstance(Waveforms(str(tiny_data), feed.shard, feed.row)[0], np.ndarray)
+    assert isinstance(Waveforms(prepared.files, data.shard, data.row)[0], np.ndarray)
 
 
 def test_a_pretrained_encoder_is_fine_tuned_by_two_workers(

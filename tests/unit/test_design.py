@@ -1,19 +1,23 @@
 """The design of an experiment: labels and folds meet, leaks are refused or marked, and the hash covers all of it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from prepared import write_prepared
 
-from sermll.config import Data, Protocol
+from sermll.config import Data, Experiment, Protocol, parse_overrides, resolve, to_yaml
 from sermll.design import Design
-from sermll.errors import ConfigError, ProtocolError
+from sermll.errors import ConfigError, DataError, ProtocolError
+from sermll.shards import Prepared
 
 
-def design_of(path: Path, data: dict[str, Any] | None = None, **protocol: Any) -> Design:
-    return Design.of(Data.model_validate({"path": str(path), **(data or {})}), Protocol.model_validate(protocol))
+def design_of(path: Path | list[Path], data: dict[str, Any] | None = None, **protocol: Any) -> Design:
+    paths = [str(one) for one in path] if isinstance(path, list) else str(path)
+    return Design.of(Data.model_validate({"path": paths, **(data or {})}), Protocol.model_validate(protocol))
 
 
 @pytest.fixture
@@ -73,3 +77,115 @@ def test_rows_of_a_design_cover_the_corpus(tiny_data: Path) -> None:
     for fold in design_of(tiny_data).folds.folds:
         rows = np.concatenate([fold.rows[split] for split in ("train", "dev", "test")])
         assert sorted(rows.tolist()) == list(range(140))
+
+
+def test_the_hash_of_a_corpus_is_the_same_for_ever(tmp_path: Path) -> None:
+    """Runs are named by it: a change here makes every finished run another one."""
+    rows = [
+        (f"{speaker}{label[0]}{take}", label, speaker)
+        for speaker in "abcd"
+        for label in ("anger", "joy", "neutral")
+        for take in (1, 2)
+    ]
+    sessions = [{"a": "1", "b": "2"}.get(speaker, "3") for _, _, speaker in rows]
+    halves = {"folds": {"halves": [["a", "b"], ["c", "d"]]}}
+    path = write_prepared(tmp_path / "hand", "hand", rows, halves, session=sessions)
+    assert Prepared.open(path).data_hash == "52d57b5666d87e4ad2b3e0c1169035258da339f2afe39843c795a7f721942a80"
+    assert design_of(path).hash == "f418df4a27d6"
+    assert design_of(path, {"labels": {"good": ["joy"], "bad": ["anger"]}}, folds="halves").hash == "bfc4a1ae3225"
+    assert design_of(path, folds="session", select="last").hash == "e764fe4cbcda"
+
+
+@pytest.fixture
+def pair(tmp_path: Path, tiny_data: Path) -> list[Path]:
+    """Twelve utterances of three speakers, and EMO-DB's; emotions in other words."""
+    rows = [(f"{speaker}{label}", label, speaker) for speaker in "xyz" for label in ("angry", "happy", "calm", "sad")]
+    return [write_prepared(tmp_path / "acted", "acted", rows), tiny_data]
+
+
+def test_joined_corpora_are_divided_by_corpus(pair: list[Path]) -> None:
+    design = design_of(pair, {"labels": "shared"}, folds="corpus")
+    design.check(Protocol(folds="corpus"))
+    assert design.classes == ("angry", "happy", "sad")
+    told = design.describe()
+    assert told["data"]["corpus"] == "acted+emodb" and told["data"]["utterances"] == 9 + 60
+    assert told["data"]["counts_by_corpus"] == {
+        "acted": {"angry": 3, "happy": 3, "sad": 3},
+        "emodb": {"angry": 20, "happy": 20, "sad": 20},
+    }
+    assert told["data"]["dropped"] == {"calm": 3, "boredom": 20, "disgust": 20, "fear": 20, "neutral": 20}
+    folds = told["protocol"]["folds"]
+    assert [(fold["train_corpora"], fold["test_corpora"]) for fold in folds] == [
+        (["emodb"], ["acted"]),
+        (["acted"], ["emodb"]),
+    ]
+    assert folds[1]["train"] == ("acted/y", "acted/z") and folds[1]["dev"] == ("acted/x",)
+    assert folds[1]["utterances"] == {"train": 6, "dev": 3, "test": 60}
+    json.dumps(told)
+
+
+def test_speakers_of_joined_corpora_are_trained_on_together(pair: list[Path]) -> None:
+    folds = design_of(pair[::-1], {"labels": "shared"}, folds="speaker").describe()["protocol"]["folds"]
+    assert len(folds) == 13
+    assert all(fold["train_corpora"] == ["emodb", "acted"] and len(fold["test_corpora"]) == 1 for fold in folds)
+    assert "train_corpora" not in design_of(pair[1]).describe()["protocol"]["folds"][0]
+
+
+def test_the_hash_of_joined_corpora_tells_protocols_and_orders_apart(pair: list[Path], tmp_path: Path) -> None:
+    shared = {"labels": "shared"}
+    reference = design_of(pair, shared, folds="corpus")
+    assert design_of(pair, {"labels": reference.labelled.space.members}, folds="corpus").hash == reference.hash
+    third = write_prepared(tmp_path / "third", "third", [(f"{s}{w}", w, s) for s in "pq" for w in ("anger", "sad")])
+    others = [
+        design_of(pair, shared, folds="one_corpus"),
+        design_of(pair[::-1], shared, folds="corpus"),
+        design_of([*pair, third], shared, folds="corpus"),
+        design_of([*pair, third], shared, folds="one_corpus"),
+        design_of(pair, {"labels": {"angry": ["angry", "anger"], "sad": ["sad", "sadness"]}}, folds="corpus"),
+    ]
+    assert len({design.hash for design in [reference, *others]}) == 6
+
+
+def test_a_recording_of_two_corpora_is_a_leak(tmp_path: Path) -> None:
+    rows = [(f"{speaker}{label}", label, speaker) for speaker in "xyz" for label in ("angry", "sad")]
+    audio = [np.arange(9, dtype=np.int16), *[None] * 5]
+    paths = [
+        write_prepared(tmp_path / "one", "one", rows, audio=audio),
+        write_prepared(tmp_path / "two", "two", rows[::-1], audio=audio),
+    ]
+    design = design_of(paths, {"labels": "shared"}, folds="corpus")
+    leak = r"1 recordings stand in train and, under another name, in test \(two/zsad = one/xangry\)"
+    with pytest.raises(ProtocolError, match=rf"(?s)'corpus' leaks:.*fold 0: {leak}"):
+        design.check(Protocol(folds="corpus"))
+
+
+def test_a_training_corpus_without_a_class_is_refused(pair: list[Path]) -> None:
+    design = design_of(pair, {"labels": "4class"}, folds="corpus")
+    with pytest.raises(ProtocolError, match="fold 1: no training utterance of neutral"):
+        design.check(Protocol(folds="corpus"))
+
+
+def test_what_joined_corpora_do_not_have_is_refused(pair: list[Path], tiny_data: Path) -> None:
+    for labels in ("default", "native"):
+        with pytest.raises(ConfigError, match=f"labels={labels}: acted, emodb have no .* give data.labels=shared"):
+            design_of(pair, {"labels": labels}, folds="corpus")
+    for folds in ("default", "hicmae"):
+        with pytest.raises(ProtocolError, match="joined corpora have: corpus, one_corpus, speaker"):
+            design_of(pair, {"labels": "shared"}, folds=folds)
+    with pytest.raises(ConfigError, match="shared: has no effect on one corpus"):
+        design_of(tiny_data, {"labels": "shared"})
+    with pytest.raises(ProtocolError, match="these data are emodb alone"):
+        design_of([tiny_data], folds="corpus")
+    with pytest.raises(DataError, match="given twice"):
+        design_of([tiny_data, tiny_data], {"labels": "shared"}, folds="corpus")
+
+
+def test_the_setting_takes_one_folder_or_several() -> None:
+    tree = {"name": "x", "data": {"path": "data/a"}}
+    assert resolve(tree, parse_overrides(["data.path=data/b"])).data.path == "data/b"
+    several = resolve(tree, parse_overrides(["data.path=[data/a, data/b]"]))
+    assert several.data.path == ("data/a", "data/b")
+    assert Experiment.model_validate(yaml.safe_load(to_yaml(several))) == several
+    for word in ("data.path=[]", "data.path=3", "data.path=[data/a, 3]"):
+        with pytest.raises(ConfigError, match=r"data\.path: "):
+            resolve(tree, parse_overrides([word]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sermll.feed import Feed, make_batch
+from sermll.feed import Feed, FoldData, make_batch
 from sermll.labels import apply_labels, label_space
 from sermll.shards import Prepared
 
@@ -27,7 +27,8 @@ def feed_of(
     splits = {"train": rows[:100], "dev": rows[100:121], "test": rows[121:]}
     space = label_space("native", prepared.classes)
     labelled = apply_labels(space, prepared.table["label"].to_pylist(), votes or [None] * len(rows), kind)
-    return Feed.of(f"key-{id(experiment)}-{kind}", experiment, prepared, labelled, splits)
+    key = f"key-{id(experiment)}-{kind}"
+    return Feed.for_run(key, experiment, FoldData.of(key, prepared, labelled, splits))
 
 
 def slow_eam(x: np.ndarray, partner: np.ndarray, mix: Any, place: int) -> tuple[np.ndarray, float]:
@@ -63,8 +64,8 @@ def test_training_batches_equal_mixing_by_hand(settings: Settings, prepared: Pre
             np.testing.assert_allclose(batch.waveform[place, :length], expected, atol=1e-6)
             assert not batch.waveform[place, length:].any()
             target = np.zeros(7)
-            target[feed.labels[plan.rows[position]]] += 1 - share
-            target[feed.labels[plan.rows[partner]]] += share
+            target[feed.of.labels[plan.rows[position]]] += 1 - share
+            target[feed.of.labels[plan.rows[partner]]] += share
             np.testing.assert_allclose(batch.targets[place], target, atol=1e-6)
 
 
@@ -99,7 +100,7 @@ def test_partners_come_from_the_training_set_alone(settings: Settings, prepared:
     feed = feed_of(settings("mixup.probability=1.0"), prepared)
     plan = feed.plan("train", 0)
     assert plan.mix is not None
-    assert set(plan.rows[plan.mix.partner]) <= set(feed.rows["train"])
+    assert set(plan.rows[plan.mix.partner]) <= set(feed.of.rows["train"])
     assert (plan.mix.partner != np.arange(100)).all()
 
 
@@ -123,8 +124,10 @@ def test_eam_mixes_soft_labels_and_metrics_count_the_majority(settings: Settings
     np.testing.assert_array_equal(batch.waveform, one_hot.waveform)
     for place, position in enumerate(plan.batch(0).tolist()):
         own, other = (int(plan.rows[at]) for at in (position, plan.mix.partner[position]))
-        same_class = hard.labels[own] == hard.labels[other]
-        share = 0.5 if same_class else one_hot.targets[place, hard.labels[other]]  # of equal classes it cannot be seen
+        same_class = hard.of.labels[own] == hard.of.labels[other]
+        share = (
+            0.5 if same_class else one_hot.targets[place, hard.of.labels[other]]
+        )  # of equal classes it cannot be seen
         expected = np.zeros(7)
         for row, weight in ((own, 1 - share), (other, share)):
             for label, count in votes[row]:

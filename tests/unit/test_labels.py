@@ -7,7 +7,7 @@ import pytest
 
 from sermll.corpora import CORPORA
 from sermll.errors import ConfigError
-from sermll.labels import FOUR, SAME, apply_labels, label_space
+from sermll.labels import FOUR, SAME, apply_labels, describe, label_space
 
 RAVDESS = CORPORA["ravdess"].classes
 EMODB = CORPORA["emodb"].classes
@@ -131,3 +131,69 @@ def test_soft_labels_against_a_slow_count() -> None:
 def test_soft_targets_without_votes_are_refused() -> None:
     with pytest.raises(ConfigError, match="tell no annotators' votes"):
         apply_labels(label_space("native", EMODB), ["anger"], [None], "soft")
+
+
+def union(*names: str) -> list[str]:
+    return list(dict.fromkeys(label for name in names for label in KNOWN[name]))
+
+
+@pytest.mark.parametrize(
+    "names", [("ravdess", "emodb"), ("emodb", "ravdess"), ("iemocap", "emodb"), ("ravdess", "emodb", "iemocap")]
+)
+def test_what_joined_corpora_share(names: tuple[str, ...]) -> None:
+    space = label_space("shared", union(*names), known=KNOWN, corpora=names)
+    meaning = {word: emotion for emotion, words in SAME.items() for word in words} | {"exc": "happy"}
+    emotions = [{meaning[label] for label in KNOWN[name]} for name in names]
+    assert set(space.classes) == set.intersection(*emotions)
+    for emotion, labels in space.members.items():
+        assert set(labels) == {label for name in names for label in KNOWN[name] if meaning[label] == emotion}
+    assert space == label_space(f"shared:{'+'.join(names)}", union(*names), known=KNOWN)
+
+
+def test_one_emotion_under_two_names_is_one_class() -> None:
+    labels, corpus = (
+        ["angry", "anger", "calm", "happiness", "happy"],
+        ["ravdess", "emodb", "ravdess", "emodb", "ravdess"],
+    )
+    for setting in (
+        "shared",
+        "shared:ravdess+emodb",
+        "4class",
+        {"hot": ["anger", "angry"], "glad": ["happiness", "happy"]},
+    ):
+        space = label_space(setting, union("ravdess", "emodb"), known=KNOWN, corpora=("ravdess", "emodb"))
+        done = apply_labels(space, labels, [None] * 5, "hard")
+        assert done.labels.tolist() == [0, 0, -1, 1, 1], setting
+        told = describe(done, corpus)
+        first, second = space.classes[:2]
+        assert (told["counts"][first], told["counts"][second]) == (2, 2) and told["dropped"] == {"calm": 1}
+        by_corpus = {
+            name: {key: n for key, n in counts.items() if n} for name, counts in told["counts_by_corpus"].items()
+        }
+        assert by_corpus == {"ravdess": {first: 1, second: 1}, "emodb": {first: 1, second: 1}}
+        assert all(list(counts) == list(space.classes) for counts in told["counts_by_corpus"].values())
+
+
+def test_one_corpus_is_counted_once() -> None:
+    done = apply_labels(label_space("native", EMODB), ["anger", "fear"], [None] * 2, "hard")
+    assert "counts_by_corpus" not in describe(done, ["emodb", "emodb"])
+
+
+def test_corpora_of_your_own_share_too_whatever_their_names() -> None:
+    known = {"at+home": ("Joy", "Anger", "shy"), "away": ("happy", "angry")}
+    space = label_space("shared", ("Joy", "Anger", "shy", "happy", "angry"), known=known, corpora=tuple(known))
+    assert space.members == {"angry": ("Anger", "angry"), "happy": ("Joy", "happy")}
+
+
+def test_spaces_of_one_corpus_for_several_and_the_other_way_round_are_refused() -> None:
+    for setting in ("native", "default"):
+        with pytest.raises(
+            ConfigError, match=rf"data\.labels={setting}: ravdess, emodb have .* give data\.labels=shared"
+        ):
+            label_space(setting, union("ravdess", "emodb"), known=KNOWN, corpora=("ravdess", "emodb"))
+    for corpora in ((), ("emodb",)):
+        with pytest.raises(ConfigError, match=r"shared: has no effect on one corpus; give data\.path two folders"):
+            label_space("shared", EMODB, known=KNOWN, corpora=corpora)
+    known = {"one": ("joy", "anger"), "two": ("joy", "fear")}
+    with pytest.raises(ConfigError, match=r"shared:one\+two: happy is all these corpora share"):
+        label_space("shared", ("joy", "anger", "fear"), known=known, corpora=("one", "two"))

@@ -21,6 +21,7 @@ def table_of(speakers: list[str], **columns: list[Any]) -> pa.Table:
     size = len(speakers)
     defaults = {
         "id": [f"u{row}" for row in range(size)],
+        "corpus": ["mine"] * size,
         "session": [None] * size,
         "fold": [None] * size,
         "audio_sha256": [str(row) for row in range(size)],
@@ -225,3 +226,116 @@ def test_unlearnable_folds_are_refused() -> None:
     assert dropped.rows["dev"].tolist() == [] and dropped.rows["train"].tolist() == [4, 5]
     with pytest.raises(ProtocolError, match="no utterance for dev"):
         check_classes(dropped, np.zeros(6, np.int64), ["x", "y"])
+
+
+def joined(corpora: dict[str, list[str]], **columns: list[Any]) -> pa.Table:
+    """Two utterances of each speaker of each corpus, in the order given."""
+    pairs = [(corpus, f"{corpus}/{name}") for corpus, names in corpora.items() for name in names for _ in range(2)]
+    return table_of([speaker for _, speaker in pairs], corpus=[corpus for corpus, _ in pairs], **columns)
+
+
+THREE = joined({"z": ACTORS, "a": [str(number) for number in range(10)], "m": ["p", "q"]})
+
+
+def test_one_corpus_is_left_out_by_hand() -> None:
+    table = joined({"b": ["x", "y"], "a": ["x", "y", "z"]})
+    assert [who(fold) for fold in folds_of(table, folds="corpus")] == [
+        (("b/x", "b/y"), ("a/x",), ("a/y", "a/z")),
+        (("a/x", "a/y", "a/z"), ("b/x",), ("b/y",)),
+    ]
+    first = folds_of(table, folds="corpus")[0].rows
+    assert {split: first[split].tolist() for split in SPLITS} == {
+        "train": [6, 7, 8, 9],
+        "dev": [4, 5],
+        "test": [0, 1, 2, 3],
+    }
+    # Of two corpora, to train on one is to leave the other out, in the other order.
+    assert [who(fold) for fold in folds_of(table, folds="one_corpus")] == [
+        who(fold) for fold in folds_of(table, folds="corpus")[::-1]
+    ]
+
+
+@pytest.mark.parametrize("name", ["corpus", "one_corpus"])
+@pytest.mark.parametrize("dev_speakers", ["auto", 1])
+def test_folds_of_whole_corpora_against_sets(name: str, dev_speakers: int | str) -> None:
+    column = {split: np.array(THREE["corpus"].to_pylist()) for split in SPLITS}
+    protocol = Protocol.model_validate({"folds": name, "dev_speakers": dev_speakers})
+    folds = make_folds(protocol, THREE, {}, "default").folds
+    assert len(folds) == 3
+    for fold, corpus in zip(folds, "zam", strict=True):
+        others = {"z", "a", "m"} - {corpus}
+        trained, tested = (others, {corpus}) if name == "corpus" else ({corpus}, others)
+        sides = {split: set(column[split][fold.rows[split]].tolist()) for split in SPLITS}
+        assert sides == {"train": trained, "dev": trained, "test": tested}
+        speakers = {split: [one.split("/") for one in fold.speakers[split]] for split in SPLITS}
+        for one in trained:
+            size = sum(owner == one for owner, _ in speakers["dev"])
+            assert size == ({"z": 2, "a": 1, "m": 1}[one] if dev_speakers == "auto" else 1)
+        assert sorted(np.concatenate([fold.rows[split] for split in SPLITS]).tolist()) == list(range(len(THREE)))
+        assert find_leaks(fold, THREE) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "count"),
+    [(91, "auto", 9), (24, "auto", 2), (14, "auto", 1), (2, "auto", 1), (24, 7, 7), (10, 9, 9)],
+)
+def test_dev_speakers_are_spread_over_a_training_corpus(size: int, asked: int | str, count: int) -> None:
+    names = [f"{number:03d}" for number in range(size)]
+    table = joined({"one": names[::-1], "two": [f"{number:02d}" for number in range(100)]})
+    protocol = Protocol.model_validate({"folds": "corpus", "dev_speakers": asked})
+    dev = make_folds(protocol, table, {}, "default").folds[1].speakers["dev"]
+    places = [names.index(speaker.removeprefix("one/")) for speaker in dev]
+    assert len(set(places)) == count and places[0] == 0
+    if count > 1:
+        gaps = np.diff(places)
+        assert places[-1] == size - 1 and gaps.max() - gaps.min() <= 1 <= gaps.min()
+
+
+def test_dev_actors_of_ravdess_are_a_man_and_a_woman() -> None:
+    assert folds_of(joined({"ravdess": ACTORS, "other": ["x", "y"]}), folds="one_corpus")[0].speakers["dev"] == (
+        "ravdess/01",
+        "ravdess/24",
+    )
+
+
+@pytest.mark.parametrize("name", ["corpus", "one_corpus"])
+def test_a_training_corpus_keeps_a_speaker_to_train_on(name: str) -> None:
+    with pytest.raises(ProtocolError, match="trains on m, which has 2 speakers; 2 dev speakers leave nobody of it"):
+        folds_of(THREE, folds=name, dev_speakers=2)
+    with pytest.raises(ProtocolError, match="trains on b, which has 1 speakers; 1 dev speakers leave nobody"):
+        folds_of(joined({"a": ["x", "y"], "b": ["x"]}), folds=name)
+
+
+@pytest.mark.parametrize("name", ["corpus", "one_corpus"])
+def test_one_corpus_alone_has_no_folds_of_corpora(name: str) -> None:
+    with pytest.raises(
+        ProtocolError, match=f"protocol.folds={name}: divides joined corpora, and these data are mine alone"
+    ):
+        folds_of(folds=name)
+
+
+def test_joined_corpora_have_no_fold_lists_of_their_own() -> None:
+    for name in ("default", "hicmae"):
+        with pytest.raises(
+            ProtocolError, match=f"folds={name}: no such fold list; joined corpora have: corpus, one_corpus, speaker"
+        ):
+            make_folds(Protocol(folds=name), THREE, {}, "default")
+    with pytest.raises(ProtocolError, match="not every utterance of these data tells one"):
+        folds_of(joined({"a": ["x"], "b": ["y", "z"]}, session=["a/1", "a/1", *[None] * 4]), folds="session")
+
+
+def test_speakers_of_joined_corpora_are_left_out_one_by_one() -> None:
+    folds = folds_of(THREE, folds="speaker")
+    assert [fold.speakers["test"] for fold in folds] == [(name,) for name in sorted(set(THREE["speaker"].to_pylist()))]
+    for fold in folds:
+        assert sorted(np.concatenate([fold.rows[split] for split in SPLITS]).tolist()) == list(range(len(THREE)))
+        assert find_leaks(fold, THREE) == []
+
+
+def test_one_recording_in_two_corpora_is_found() -> None:
+    table = joined({"b": ["x", "y"], "a": ["x", "y", "z"]}, audio_sha256=list("0123456783"))
+    leaks = [leak for fold in folds_of(table, folds="corpus") for leak in find_leaks(fold, table)]
+    assert [(leak.fold, leak.kind, leak.sides, leak.members) for leak in leaks] == [
+        (0, "audio", ("train", "test"), ("u9 = u3",)),
+        (1, "audio", ("train", "test"), ("u3 = u9",)),
+    ]

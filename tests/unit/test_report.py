@@ -1,12 +1,10 @@
 """Reports on run folders written here: what they say, what they refuse, and that all can be drawn."""
 
-import base64
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from html.parser import HTMLParser
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,193 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from answers import gathered
 from matplotlib.figure import Figure
+from runs import Page, change, write_run
 from sklearn.decomposition import PCA
 from sklearn.metrics import balanced_accuracy_score
 
 from sermll import metrics, pictures, report
-from sermll.config import resolve, to_yaml
 from sermll.errors import DataError
 
 RAVDESS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
-
-
-def write_run(
-    folder: Path,
-    classes: Sequence[str] = ("angry", "neutral", "sad"),
-    groups: Sequence[Sequence[str]] = (("a", "b"), ("c", "d"), ("e", "f")),
-    corpus: str = "synthetic",
-    title: str = "Synthetic",
-    protocol: str = "pairs",
-    finished: int | None = None,
-    epochs: int = 5,
-    per_class: int = 4,
-    skill: float = 0.7,
-    absent: Sequence[int] = (),
-    overrides: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Path:
-    """A run as training leaves it: `finished` folds are done, the next is half way, the rest not begun."""
-    generator = np.random.default_rng(seed)
-    finished = len(groups) if finished is None else finished
-    size = len(classes)
-    experiment = resolve(
-        {"name": "demo", "data": {"path": "/data/demo"}}, {"optim.epochs": epochs, **(overrides or {})}
-    )
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(experiment), encoding="utf-8")
-    everyone = [speaker for group in groups for speaker in group]
-    folds = []
-    for number, test in enumerate(groups):
-        dev = groups[(number + 1) % len(groups)][:1] if len(groups) > 1 else ["dev"]
-        train = [speaker for speaker in everyone if speaker not in test and speaker not in dev] or ["train"]
-        folds.append({"fold": number, "test": list(test), "dev": list(dev), "train": train})
-    facts = {
-        "run_id": folder.name[-12:],
-        "name": "demo",
-        "created": "2026-03-01T12:00:00+00:00",
-        "code": {"version": "0.1.0", "commit": "0123456789abcdef", "dirty": False},
-        "versions": {"torch": "2.12.1", "ray": "2.60.0"},
-        "data": {
-            "path": "/data/demo",
-            "data_hash": "feedc0dedeadbeef",
-            "corpus": corpus,
-            "title": title,
-            "classes": list(classes),
-            "utterances": len(everyone) * size * per_class,
-            "hours": 1.25,
-            "counts": {name: len(everyone) * per_class for name in classes},
-            "space": "native",
-            "dropped": {},
-            "ties": 0,
-        },
-        "protocol": {"name": protocol, "hash": "abcdef", "select": "dev_ua", "leaks": [], "folds": folds},
-    }
-    (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-
-    rows, scored, matrices, places = [], [], [], []
-    for number, test in enumerate(groups[: finished + 1]):
-        place = folder / f"fold-{number}"
-        place.mkdir()
-        reached = epochs if number < finished else max(1, epochs // 2)
-        (place / "history.json").write_text(json.dumps(history(generator, reached, size, skill)), encoding="utf-8")
-        if number >= finished:
-            break
-        centers = generator.normal(size=(size, 8)) * 3 * skill
-        labels, predicted = [], []
-        for speaker in test:
-            ability = np.clip(skill + generator.normal() * 0.1, 0.05, 1)
-            confusion = np.zeros((size, size), dtype=int)
-            for label in (label for label in range(size) if label not in absent for _ in range(per_class)):
-                guess = label if generator.random() < ability else int(generator.integers(size))
-                confusion[label, guess] += 1
-                labels.append(label)
-                predicted.append(guess)
-                rows.append(
-                    {
-                        "utterance": f"u{len(rows)}",
-                        "speaker": speaker,
-                        "fold": number,
-                        "label": classes[label],
-                        "predicted": classes[guess],
-                        "probabilities": np.full(size, 1 / size, dtype=np.float32),
-                        "embedding": (centers[label] + generator.normal(size=8)).astype(np.float32),
-                    }
-                )
-            matrices.append(confusion)
-            places.append(number)
-        counts = metrics.confusion(labels, predicted, size)
-        scored.append(
-            {
-                "fold": number,
-                **{name: float(metric(counts)) for name, metric in metrics.METRICS.items()},
-                "recalls": [None if np.isnan(value) else value for value in metrics.recalls(counts)],
-                "confusion": counts.tolist(),
-                "epochs": reached,
-                "best_epoch": reached // 2,
-                "last": {name: float(metric(counts)) for name, metric in metrics.METRICS.items()},
-                "seconds": 90.0,
-            }
-        )
-        (place / "result.json").write_text(
-            json.dumps({"fold": number, "best_epoch": reached // 2, "epochs": reached}), encoding="utf-8"
-        )
-    if scored:
-        estimates = {
-            name: vars(estimate)
-            for name, estimate in metrics.speaker_bootstrap(matrices, places, seed=0, draws=200).items()
-        }
-        scores = {
-            "folds": scored,
-            "selected": estimates,
-            "last": estimates,
-            "complete": finished == len(groups),
-        }
-        (folder / "metrics.json").write_text(json.dumps(scores), encoding="utf-8")
-        pq.write_table(pa.Table.from_pylist(rows), folder / "predictions.parquet")
-    return folder
-
-
-def history(generator: np.random.Generator, epochs: int, size: int, skill: float) -> list[dict[str, Any]]:
-    """Plausible curves: losses that fall, a dev UA that rises."""
-    rows = []
-    for epoch in range(epochs):
-        left = np.exp(-3 * skill * (epoch + 1) / max(epochs, 8))
-        raw = {
-            "kl": np.log(size) * left * generator.uniform(0.9, 1.1),
-            "focal": 0.7 * np.log(size) * left * generator.uniform(0.9, 1.1),
-            "center": 60 * left * generator.uniform(0.9, 1.1),
-            "supcon": 7.5 - 2 * (1 - left) * generator.uniform(0.9, 1.1),
-        }
-        weight = {"kl": 1 / np.log(size), "focal": 1 / np.log(size), "center": 0.002, "supcon": 0.12}
-        rows.append(
-            {
-                "epoch": epoch,
-                "loss": sum(weight[name] * raw[name] for name in raw),
-                **{f"loss_{name}": value for name, value in raw.items()},
-                **{f"weight_{name}": value for name, value in weight.items()},
-                "lr": 1e-4,
-                "dev_loss": np.log(size) * (0.3 + 0.7 * left) * generator.uniform(0.95, 1.05),
-                "dev_ua": float(np.clip((1 - left) * skill + left / size + generator.normal() * 0.03, 0, 1)),
-                "dev_wa": 0.5,
-            }
-        )
-    return rows
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page; refuses tags that are not closed in order."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.headings: list[str] = []
-        self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        if tag in ("h1", "h2", "h3"):
-            self.headings.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.open and self.open[-1] in ("h1", "h2", "h3"):
-            self.headings[-1] += data
-
-    @property
-    def images(self) -> list[bytes]:
-        """The SVG files that the page holds."""
-        sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
-        return [base64.b64decode(source.removeprefix("data:image/svg+xml;base64,")) for source in sources]
 
 
 @pytest.fixture
@@ -212,24 +33,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "save", lambda stem, draw: b"<svg/>")
 
 
-def change(path: Path, **values: Any) -> None:
-    """Set keys of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_page_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "demo-0123456789ab", groups=(("a", "b"), ("c", "d")), epochs=3)
+    run = gathered(tmp_path / "demo-0123456789ab", groups=(("a", "b"), ("c", "d")), epochs=3)
     first = report.build([run], tmp_path / "first")
     written = files(tmp_path / "first")
     assert first == tmp_path / "first" / "index.html"
     assert set(written) == {"index.html"} | {
         f"{stem}.{ending}" for stem in report.PICTURES for ending in ("png", "svg")
     }
-    for stem in ("curves", "embedding"):
+    for stem in ("curves", "embedding", "calibration"):
         again = pictures.save(tmp_path / stem, report._drawings(report.load(run))[stem])
         assert again == written[f"{stem}.svg"]
         assert (tmp_path / f"{stem}.png").read_bytes() == written[f"{stem}.png"]
@@ -238,7 +54,7 @@ def test_page_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
     assert page.headings[0].split() == ["demo"]
     assert page.headings[1:] == [
         *("Scores", "Folds", "Confusion matrix", "Learning curves", "UA on dev", "Speakers", "Embeddings"),
-        *("How it was run", "Provenance", "Words"),
+        *("Calibration", "How it was run", "Provenance", "Words"),
     ]
     assert page.images == [written[f"{stem}.svg"] for stem in report.PICTURES]
     for tag, attributes in page.tags:
@@ -412,6 +228,43 @@ def test_values_that_are_not_finite_are_shown_as_missing(tmp_path: Path) -> None
     scores["selected"]["ua"] = {"value": float("nan"), "low": None, "high": None}
     metrics_path.write_text(json.dumps(scores))
     assert "chosen on dev           not finite" in report.text_table(report.load(folder))
+
+
+def test_calibration_is_told_where_it_was_measured(tmp_path: Path, quick: None) -> None:
+    older = write_run(tmp_path / "demo-aaaaaaaaaaaa")
+    assert "ECE" not in report.text_table(report.load(older))
+    assert "Calibration" not in Page(report.build([older], tmp_path / "older")).headings
+
+    sharp = gathered(tmp_path / "demo-bbbbbbbbbbbb", sharpness=4.0)
+    table = pq.read_table(sharp / "predictions.parquet").to_pandas()
+    confidence = np.stack(table.probabilities.tolist()).max(axis=1)
+    right = table.label == table.predicted
+    kept = json.loads((sharp / "metrics.json").read_text())["calibration"]
+    page = Page(report.build([sharp], tmp_path / "sharp")).text
+    assert f"confidence is {100 * (confidence.mean() - right.mean()):.1f} points above the share that is right" in page
+    gain = 100 * (kept["ece"]["value"] - kept["ece_scaled"]["value"])
+    assert f"make the ECE {gain:.1f} points lower" in page
+    assert f"Temperatures of {min(kept['temperatures']):.2f} to" in page
+    line = next(line for line in report.text_table(report.load(sharp)).splitlines() if line.startswith("calibration"))
+    assert re.fullmatch(r"calibration +ECE [\d.]+ \[[\d.]+, [\d.]+\], with temperature [\d.]+ \[[\d.]+, [\d.]+\]", line)
+    assert f"ECE {100 * kept['ece']['value']:.1f} [" in line
+    flat = gathered(tmp_path / "demo-cccccccccccc", sharpness=0.2)
+    page = Page(report.build([flat], tmp_path / "flat")).text
+    assert "points below the share that is right" in page
+
+
+def test_reliability_is_drawn_where_there_are_utterances(tmp_path: Path) -> None:
+    run = report.load(gathered(tmp_path / "demo-0123456789ab"))
+    panels = report._drawings(run)["calibration"].args[0]  # type: ignore[attr-defined]
+    figure = drawn(lambda: pictures.reliability(panels))
+    assert [panel.get_title(loc="left") for panel in figure.axes[:2]] == ["as it is", "with temperature"]
+    for bins, share, counts in zip(panels.values(), figure.axes[:2], figure.axes[2:], strict=True):
+        some = bins["count"] > 0
+        assert 0 < some.sum() < len(some)
+        points = next(line for line in share.lines if line.get_marker() == "o")
+        expected = np.stack([100 * bins["confidence"][some], 100 * bins["accuracy"][some]], axis=1)
+        np.testing.assert_allclose(np.asarray(points.get_xydata()), expected)
+        assert [bar.get_height() for bar in counts.containers[0]] == bins["count"].tolist()
 
 
 def test_settings_are_told_in_words(tmp_path: Path) -> None:

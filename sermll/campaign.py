@@ -1,0 +1,317 @@
+"""`sermll run`: a campaign, every cell of some axes as an ordinary run, trained side by side on one cluster.
+
+A campaign file names an experiment and axes; a cell is one value of each axis, a set of overrides. Cells whose run is
+finished are skipped, interrupted ones go on, whoever began them: a run is named by its settings and data alone.
+
+    runs/campaign-<name>/
+      campaign.json          the cells: labels, overrides, run folder, failures
+      report/                one page, pictures, the table as CSV, Markdown and LaTeX
+      predictions/           all cells' predictions on test speakers, one Parquet data set
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from sermll import __version__
+from sermll.cluster import connected, lanes_here
+from sermll.config import Experiment, Section, read_yaml, resolve, validate, with_overrides
+from sermll.errors import ConfigError, SermllError
+from sermll.loop import FoldJob
+from sermll.results import finished_folds, gather, write_json
+from sermll.schedule import train_jobs
+from sermll.source import code_version
+from sermll.store import store
+from sermll.tally import Tally, tally
+from sermll.track import CampaignTracker, Tracker
+from sermll.train import Designs, Run
+
+SHOWN_FAULTS = 10
+
+
+class CampaignBase(Section):
+    """What every file that describes a campaign holds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="short name, part of the campaign's folder")
+    experiment: str = Field(description="experiment file that every cell starts from, beside the campaign file")
+    overrides: dict[str, Any] = Field(default={}, description="settings of every cell that differ from it")
+
+
+class CampaignFile(CampaignBase):
+    """What a campaign file holds."""
+
+    axes: dict[str, dict[str, dict[str, Any]] | list[Any]] = Field(
+        min_length=1,
+        description="for each axis named values with their overrides; or, for one called like a setting, its values",
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of every axis."""
+
+    labels: Mapping[str, str]
+    """Value by axis."""
+    overrides: Mapping[str, Any]
+    experiment: Experiment
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return _title(self.labels)
+
+    @property
+    def run_labels(self) -> dict[str, str]:
+        """The labels of its run: all but the fold's."""
+        return {axis: value for axis, value in self.labels.items() if axis != "fold"}
+
+
+def _title(labels: Mapping[str, str]) -> str:
+    return " ".join(f"{axis} {value}" if axis in ("seed", "fold") else value for axis, value in labels.items())
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Cells, before anything is opened."""
+
+    name: str
+    runs: Path
+    axes: Mapping[str, tuple[str, ...]]
+    cells: tuple[Cell, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where the campaign's own results go."""
+        return self.runs / f"campaign-{self.name}"
+
+
+def load_campaign(path: Path, overrides: Mapping[str, Any]) -> Campaign:
+    """Read a campaign file and expand its axes; `overrides` hold for every cell.
+
+    Raises:
+        ConfigError: the file, or a cell of it, is not valid; every faulty cell is named.
+    """
+    file = validate(CampaignFile, read_yaml(path, "campaign"), f"{path}: not a valid campaign")
+    return campaign_of(file, file.axes, path, overrides)
+
+
+def campaign_of(file: CampaignBase, axes: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> Campaign:
+    """The campaign with these axes; see `load_campaign`."""
+    base = read_yaml(path.parent / file.experiment, "experiment")
+    valued = {axis: _values(axis, values) for axis, values in axes.items()}
+    _check_axes(valued, overrides)
+    everywhere = {"name": file.name, **file.overrides, **overrides}
+    tree = with_overrides(base, everywhere)
+    cells, faults = [], []
+    for labels in product(*valued.values()):
+        named = dict(zip(valued, labels, strict=True))
+        settings = {key: value for axis, label in named.items() for key, value in valued[axis][label].items()}
+        try:
+            cells.append(Cell(named, {**file.overrides, **overrides, **settings}, resolve(tree, settings)))
+        except ConfigError as error:
+            faults.append(f"cell {_title(named)}: {error}")
+    if faults:
+        raise ConfigError("\n".join([f"{path}: {len(faults)} cells are not valid", *faults[:SHOWN_FAULTS]]))
+    runs = {Path(cell.experiment.tracking.runs).expanduser().absolute() for cell in cells}
+    if len(runs) > 1:
+        raise ConfigError(f"{path}: tracking.runs must be the same in every cell, found {', '.join(map(str, runs))}")
+    return Campaign(file.name, runs.pop(), {axis: tuple(values) for axis, values in valued.items()}, tuple(cells))
+
+
+def _values(axis: str, values: Mapping[str, Mapping[str, Any]] | Sequence[Any]) -> dict[str, Mapping[str, Any]]:
+    """The values of an axis, by name, with their overrides."""
+    if isinstance(values, Mapping):
+        named: dict[str, Mapping[str, Any]] = dict(values)
+    else:
+        named = {str(value): {axis: value} for value in values}
+        if len(named) < len(values):
+            raise ConfigError(f"axes.{axis}: a value stands there twice")
+    if not named:
+        raise ConfigError(f"axes.{axis}: an axis needs a value at least")
+    return named
+
+
+def _check_axes(axes: Mapping[str, Mapping[str, Mapping[str, Any]]], overrides: Mapping[str, Any]) -> None:
+    """Every setting is one axis's business: what two of them set, or the command line too, would silently be lost."""
+    owner = dict.fromkeys(overrides, "the command line")
+    for axis, values in axes.items():
+        for key in dict.fromkeys(key for settings in values.values() for key in settings):
+            if key in owner:
+                raise ConfigError(f"axes.{axis} sets {key}, and so does {owner[key]}; one of them would have no effect")
+        owner |= {key: f"axes.{axis}" for settings in values.values() for key in settings}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells with their runs: what is done and what is not."""
+
+    campaign: Campaign
+    runs: tuple[Run, ...]
+    """One for each cell; cells that differ in the fold alone have runs of one id and folder."""
+
+    @classmethod
+    def of(cls, campaign: Campaign) -> "Plan":
+        """Open data and folds of every cell; nothing is written.
+
+        Raises:
+            ConfigError: cells that cannot be run, every one named.
+        """
+        designs, runs, faults = Designs(), [], []
+        for cell in campaign.cells:
+            try:
+                runs.append(Run.of(cell.experiment, designs, f"{_title(cell.run_labels)}, "))
+            except SermllError as error:
+                faults.append(f"cell {cell.title}: {error}")
+        if faults:
+            raise ConfigError("\n".join([f"{len(faults)} cells cannot be run", *faults[:SHOWN_FAULTS]]))
+        return cls(campaign, tuple(runs))
+
+    @property
+    def done(self) -> list[bool]:
+        """For each cell whether all its folds are finished."""
+        return [not run.unfinished for run in self.runs]
+
+    def describe(self) -> dict[str, Any]:
+        """The campaign as JSON, for whoever reads its results."""
+        return {
+            "name": self.campaign.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "code": {"version": __version__, **code_version()},
+            "axes": {axis: list(values) for axis, values in self.campaign.axes.items()},
+            "cells": [
+                {
+                    "labels": dict(cell.labels),
+                    "overrides": dict(cell.overrides),
+                    "run_dir": str(run.folder),
+                    "run_id": run.id,
+                    "folds": [job.fold for job, _ in run.jobs],
+                    "failed": {},
+                }
+                for cell, run in zip(self.campaign.cells, self.runs, strict=True)
+            ],
+        }
+
+    def text(self) -> str:
+        """What would be done, for the terminal."""
+        folds = sum(len(run.jobs) for run in self.runs)
+        left = sum(len(run.unfinished) for run in self.runs)
+        lines = [f"campaign {self.campaign.name}: {len(self.runs)} cells, {folds} folds, {folds - left} finished", ""]
+        width = max(len(cell.title) for cell in self.campaign.cells)
+        for cell, run in zip(self.campaign.cells, self.runs, strict=True):
+            begun = sum(bool(job.history()) for job, _ in run.unfinished)
+            state = f"{len(run.jobs) - len(run.unfinished)} of {len(run.jobs)}" + (f", {begun} begun" if begun else "")
+            lines.append(f"{cell.title:<{width}}  run {run.id}  {state}")
+        needs = dict.fromkeys(_need(run) for run in self.runs)
+        lines += ["", *(f"each fold needs {need}" for need in needs), self._time()]
+        return "\n".join(lines)
+
+    def _time(self) -> str:
+        """How long what is left may take, from the folds that are finished."""
+        left = [(run, job) for run in self.runs for job, _ in run.unfinished]
+        if not left:
+            return "nothing is left to train"
+        measured = {run.id: [fold["wall_s"] for fold in finished_folds(run.folder)] for run in self.runs}
+        known = [seconds for run_seconds in measured.values() for seconds in run_seconds]
+        if not known:
+            return "time: not known before a fold is finished"
+        mean = sum(known) / len(known)
+        hours = (
+            sum(sum(measured[run.id]) / len(measured[run.id]) if measured[run.id] else mean for run, _ in left) / 3600
+        )
+        told = f"time: {hours:.1f} h of training left, going by {len(known)} finished folds"
+        at_once = lanes_here(self.runs[0].experiment.resources)
+        return told + (f"; {hours / at_once:.1f} h on this machine, {at_once} at once" if at_once else "")
+
+
+def _need(run: Run) -> str:
+    resources = run.experiment.resources
+    gpus = {"auto": "a GPU each where there is one", 0: "no GPU"}.get(
+        resources.gpus_per_worker, f"{resources.gpus_per_worker} GPUs each"
+    )
+    workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
+    each = f"{resources.cpus_per_worker:g} CPU{'' if resources.cpus_per_worker == 1 else 's'}"
+    return f"{workers} with {each} and {gpus}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a campaign leaves behind."""
+
+    folder: Path
+    tally: Tally
+    page: Path
+    cells: int
+    finished: int
+    failures: tuple[str, ...]
+    """Cell, fold and the first line of why, for folds that could not be trained."""
+    not_tracked: str | None
+
+
+def run_campaign(campaign: Campaign, build: Callable[[Path], Path]) -> Outcome:
+    """Train every cell that is not finished, then the table, the page and the record in MLflow.
+
+    Args:
+        campaign: what to train.
+        build: makes the page from the campaign's folder.
+
+    Raises:
+        SermllError: settings, data, folds or the cluster do not go together. What was finished is kept.
+    """
+    plan = Plan.of(campaign)
+    for run in plan.runs:
+        run.open()
+    description = plan.describe()
+    campaign.folder.mkdir(parents=True, exist_ok=True)
+    write_json(campaign.folder / "campaign.json", description)
+    record = _Record.of(plan)
+    failures: dict[FoldJob, str] = {}
+    # The first fold of every cell comes before the second of any, so that a campaign that is cut short compares all.
+    work = {(str(run.folder), job.fold): (job, data) for run in plan.runs for job, data in run.unfinished}
+    ordered = sorted(work.values(), key=lambda pair: (pair[0].settings["seed"], pair[0].fold))
+    if ordered:
+        with connected():
+            failures = train_jobs(ordered, campaign.name, campaign.folder / ".lanes", record.watch)
+    for cell, run in zip(description["cells"], plan.runs, strict=True):
+        folds = {job.fold: why for job, why in failures.items() if Path(job.folder).parent == run.folder}
+        cell["failed"] = {str(fold): why.splitlines()[0] for fold, why in folds.items() if fold in cell["folds"]}
+    write_json(campaign.folder / "campaign.json", description)
+    for folder in dict.fromkeys(run.folder for run in plan.runs):
+        if finished_folds(folder):
+            gather(folder)
+    store(campaign.folder)
+    page = build(campaign.folder)
+    told = tuple(f"{job.title}: {why.splitlines()[0]}" for job, why in failures.items())
+    faults = record.finish()
+    return Outcome(campaign.folder, tally(campaign.folder), page, len(plan.runs), sum(plan.done), told, faults)
+
+
+@dataclass
+class _Record:
+    """MLflow's view of a campaign: one run above the cells' runs."""
+
+    trackers: dict[Path, Tracker]
+    campaign: CampaignTracker
+    _ended: list[FoldJob] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, plan: Plan) -> "_Record":
+        campaign = CampaignTracker.of(plan.campaign.cells[0].experiment, plan.campaign.folder)
+        trackers = {}
+        for cell, run in zip(plan.campaign.cells, plan.runs, strict=True):
+            trackers[run.folder] = Tracker.of(cell.experiment, run.folder, campaign, cell.run_labels)
+        return cls(trackers, campaign)
+
+    def watch(self, running: list[FoldJob], ended: list[FoldJob]) -> None:
+        """Send the epochs of the folds in training, and of those that have just ended."""
+        for folder in dict.fromkeys(Path(job.folder).parent for job in [*running, *ended]):
+            self.trackers[folder].sync()
+
+    def finish(self) -> str | None:
+        """Send results and files; returns what went wrong first."""
+        faults = [tracker.finish() for folder, tracker in self.trackers.items() if finished_folds(folder)]
+        return next((fault for fault in [*faults, self.campaign.finish()] if fault), None)

@@ -1,0 +1,228 @@
+"""`sermll matrix`: train on one corpus, test on another, for every pair; a campaign of three kinds of cells.
+
+- within a corpus: its own cross-validation, the diagonal;
+- from one corpus: one model for each training corpus, scored on all speakers of all others, a row each;
+- from all others: one model for each test corpus, trained on the union of the others, the last row.
+
+All of them tell the same classes apart, and every interval is over the test speakers of its cell.
+"""
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from sermll import page, pictures
+from sermll.campaign import Campaign, CampaignBase, campaign_of
+from sermll.config import Data, Protocol, read_yaml, validate
+from sermll.design import Design
+from sermll.results import PREDICTIONS, estimate, read_json, write_json
+from sermll.tables import latex, markdown
+
+WITHIN, FROM_ONE, FROM_OTHERS = "within", "from one corpus", "from all others"
+OTHERS = "all others"
+"""Title of the last row."""
+CORNER = "trained on"
+
+
+class MatrixFile(CampaignBase):
+    """What a matrix file holds."""
+
+    corpora: tuple[str, ...] = Field(min_length=2, description="folders of prepared data, one for each corpus")
+    labels: str | dict[str, tuple[str, ...]] = Field(
+        default="shared", description="label space of every cell, as data.labels; shared: what all corpora have"
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Trained on one corpus or several, tested on one."""
+
+    train: str
+    test: str
+    utterances: int
+    speakers: int
+    scores: dict[str, Any]
+    """`value`, `low` and `high` of ua, wa and macro_f1."""
+    way: Literal["within", "from one corpus", "from all others"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The cells that are finished."""
+
+    corpora: tuple[str, ...]
+    rows: tuple[str, ...]
+    """What is trained on: each corpus and, of three or more, all others."""
+    classes: dict[str, list[str]]
+    """The label space: each class and the labels that it takes."""
+    cells: tuple[Cell, ...]
+
+    def cell(self, train: str, test: str) -> Cell | None:
+        """A cell, None if it is not finished."""
+        return next((cell for cell in self.cells if (cell.train, cell.test) == (train, test)), None)
+
+    def grid(self, part: Literal["value", "low", "high"]) -> list[list[float | None]]:
+        """UA by row and column, None where there is none."""
+        cells = [[self.cell(train, test) for test in self.corpora] for train in self.rows]
+        return [[None if cell is None else cell.scores["ua"][part] for cell in row] for row in cells]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "train": list(self.rows),
+            "test": list(self.corpora),
+            "ua": self.grid("value"),
+            "ua_low": self.grid("low"),
+            "ua_high": self.grid("high"),
+        }
+
+
+def load_matrix(path: Path, overrides: dict[str, Any]) -> Campaign:
+    """Read a matrix file as the campaign of its cells; opens the corpora to see what they share.
+
+    Raises:
+        ConfigError: the file, the label space or a cell is not valid.
+        DataError: a corpus is not prepared.
+    """
+    file = validate(MatrixFile, read_yaml(path, "matrix"), f"{path}: not a valid matrix")
+    joined = Design.of(Data(path=file.corpora, labels=file.labels), Protocol(folds="one_corpus"))
+    members = joined.labelled.space.members
+    together = {"data.path": list(file.corpora), "data.labels": {name: list(words) for name, words in members.items()}}
+    parts: dict[str, dict[str, Any]] = {
+        f"{WITHIN} {corpus}": {
+            "data.path": folder,
+            "data.labels": {name: [word for word in words if word in own] for name, words in members.items()},
+        }
+        for folder, (corpus, own) in zip(file.corpora, joined.prepared.corpora.items(), strict=True)
+    }
+    parts[FROM_ONE] = {**together, "protocol.folds": "one_corpus"}
+    if len(file.corpora) > 2:  # of two, all others are one corpus
+        parts[FROM_OTHERS] = {**together, "protocol.folds": "corpus"}
+    return campaign_of(file, {"part": parts}, path, overrides)
+
+
+def read_matrix(campaign_dir: Path) -> Matrix:
+    """The matrix of a campaign's finished cells."""
+    told = read_json(campaign_dir / "campaign.json")
+    runs = {cell["labels"]["part"]: Path(cell["run_dir"]) for cell in told["cells"]}
+    facts = read_json(runs[FROM_ONE] / "run.json")
+    corpora = tuple(facts["data"]["corpus"].split("+"))
+    classes = facts["data"]["classes"]
+    cells = [_cell(runs[f"{WITHIN} {corpus}"], None, corpus, corpus, classes) for corpus in corpora]
+    for fold, train in enumerate(corpora):
+        cells += [_cell(runs[FROM_ONE], fold, train, test, classes) for test in corpora if test != train]
+    if FROM_OTHERS in runs:
+        cells += [_cell(runs[FROM_OTHERS], fold, OTHERS, test, classes) for fold, test in enumerate(corpora)]
+    rows = (*corpora, OTHERS) if FROM_OTHERS in runs else corpora
+    return Matrix(corpora, rows, facts["data"]["members"], tuple(cell for cell in cells if cell is not None))
+
+
+def _cell(run: Path, fold: int | None, train: str, test: str, classes: Sequence[str]) -> Cell | None:
+    """A cell from the predictions of a run: of all its folds or of one, on one corpus."""
+    if not (run / "metrics.json").exists():
+        return None
+    if fold is None and not read_json(run / "metrics.json")["complete"]:
+        return None
+    table: pa.Table = pq.read_table(run / PREDICTIONS)
+    chosen = pc.field("corpus") == test
+    if fold is not None:
+        chosen = chosen & (pc.field("fold") == fold)
+    table = table.filter(chosen)
+    if len(table) == 0:
+        return None
+    scores, _ = estimate(table, classes)
+    way = WITHIN if train == test else FROM_OTHERS if train == OTHERS else FROM_ONE
+    return Cell(train, test, len(table), len(set(table["speaker"].to_pylist())), scores, way)
+
+
+def text(matrix: Matrix) -> str:
+    """The matrix for the terminal: UA in percent with its interval."""
+    width = max(len(name) for name in (*matrix.rows, CORNER))
+    lines = [_space(matrix), ""]
+    lines.append(f"{CORNER:<{width}}  " + "".join(f"{test:<20}" for test in matrix.corpora).rstrip())
+    for train in matrix.rows:
+        cells = [_percent(matrix.cell(train, test)) for test in matrix.corpora]
+        lines.append(f"{train:<{width}}  " + "".join(f"{cell:<20}" for cell in cells).rstrip())
+    lines += ["", _legend(matrix)]
+    return "\n".join(lines)
+
+
+def _legend(matrix: Matrix) -> str:
+    sizes = [cell for cell in matrix.cells if cell.way == WITHIN]
+    tested = ", ".join(f"{cell.test} {cell.utterances} of {cell.speakers} speakers" for cell in sizes)
+    return (
+        f"UA in percent with 95 % interval over test speakers, chance {100 / len(matrix.classes):.1f}; tested: {tested}"
+        "; the diagonal is cross-validation within the corpus"
+    )
+
+
+def _space(matrix: Matrix) -> str:
+    classes = (
+        name if list(words) == [name] else f"{name} ({', '.join(words)})" for name, words in matrix.classes.items()
+    )
+    return f"classes of every cell: {', '.join(classes)}"
+
+
+def _percent(cell: Cell | None) -> str:
+    if cell is None:
+        return "not finished"
+    score = cell.scores["ua"]
+    interval = "" if score["low"] is None else f" [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+    return f"{100 * score['value']:.1f}{interval}"
+
+
+def build(campaign_dir: Path) -> Path:
+    """Write report/matrix.html, .csv, .md, .tex, .json and the heat map as PNG and SVG; returns the page's path."""
+    matrix = read_matrix(campaign_dir)
+    out = campaign_dir / "report"
+    out.mkdir(exist_ok=True)
+    rows = [[train, *(_percent(matrix.cell(train, test)) for test in matrix.corpora)] for train in matrix.rows]
+    header = [CORNER, *matrix.corpora]
+    write_json(out / "matrix.json", matrix.as_json())
+    _write_csv(out / "matrix.csv", matrix)
+    (out / "matrix.md").write_text(f"{markdown(header, rows)}\n{_legend(matrix)}\n", encoding="utf-8")
+    columns = "l" + "r" * len(matrix.corpora)
+    (out / "matrix.tex").write_text(latex(header, [rows], columns, _legend(matrix)), encoding="utf-8")
+    drawn = pictures.save(out / "matrix", _picture(matrix))
+    content = [
+        page.tag("h1", "Across corpora"),
+        page.tag("p", _space(matrix) + "."),
+        page.table(tuple(header), rows, words=(0,)),
+        page.tag("p", _legend(matrix) + "."),
+        page.figure(
+            drawn, "UA by training and test corpus", "UA in percent with 95 % intervals over the test speakers."
+        ),
+    ]
+    path = out / "matrix.html"
+    path.write_text(page.page("Across corpora", content), encoding="utf-8")
+    return path
+
+
+def _picture(matrix: Matrix) -> Callable[[], Any]:
+    def grid(part: Literal["value", "low", "high"]) -> np.ndarray:
+        return np.array(matrix.grid(part), dtype=np.float64)  # None becomes NaN
+
+    chance = 1 / len(matrix.classes)
+    return partial(pictures.heat_map, grid("value"), grid("low"), grid("high"), matrix.rows, matrix.corpora, chance)
+
+
+def _write_csv(path: Path, matrix: Matrix) -> None:
+    """One line for each cell, with every score."""
+    names = [f"{metric}{suffix}" for metric in ("ua", "wa", "macro_f1") for suffix in ("", "_low", "_high")]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["train", "test", "how", "utterances", "speakers", *names])
+        for cell in matrix.cells:
+            scores = [
+                cell.scores[metric][part] for metric in ("ua", "wa", "macro_f1") for part in ("value", "low", "high")
+            ]
+            writer.writerow([cell.train, cell.test, cell.way, cell.utterances, cell.speakers, *scores])

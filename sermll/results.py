@@ -1,0 +1,173 @@
+"""What a run leaves on disk, and the scores that are taken from it.
+
+Predictions are rows of utterance, speaker, corpus, fold, label, predicted, probabilities and embedding. Each fold has
+its own files; `gather` joins those of the finished folds and writes metrics.json.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sermll import calibration, metrics
+
+PREDICTIONS = "predictions.parquet"
+"""Test utterances, by the epoch that was chosen on dev."""
+LAST_PREDICTIONS = "predictions_last.parquet"
+"""Test utterances, by the last epoch."""
+DEV_PREDICTIONS = "predictions_dev.parquet"
+"""Dev utterances, by the epoch that was chosen on them."""
+BOOTSTRAP_SEED = 0
+
+
+def write_json(path: Path, value: Any) -> None:  # anything JSON holds
+    """Write a JSON file that appears whole or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:  # anything JSON holds
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def finished_folds(run_dir: Path) -> list[dict[str, Any]]:
+    """Content of result.json of every finished fold, in the folds' order."""
+    found = [read_json(path) for path in run_dir.glob("fold-*/result.json")]
+    return sorted(found, key=lambda result: result["fold"])
+
+
+def gather(run_dir: Path) -> dict[str, Any]:
+    """Join the finished folds: predictions of all, and metrics.json from their counts."""
+    run = read_json(run_dir / "run.json")
+    classes = run["data"]["classes"]
+    results = finished_folds(run_dir)
+    tables: dict[str, pa.Table] = {}
+    for name in (PREDICTIONS, LAST_PREDICTIONS, DEV_PREDICTIONS):
+        tables[name] = pa.concat_tables(pq.read_table(run_dir / f"fold-{result['fold']}" / name) for result in results)
+        pq.write_table(tables[name], run_dir / name)
+    selected, chosen_counts = estimate(tables[PREDICTIONS], classes)
+    last, last_counts = estimate(tables[LAST_PREDICTIONS], classes)
+    rows, highest = [], []
+    for result in results:
+        history = read_json(run_dir / f"fold-{result['fold']}" / "history.json")
+        highest.append(max(float(metrics.ua(np.array(row["test_confusion"]))) for row in history))
+        rows.append(
+            {
+                **{name: result[name] for name in ("fold", "epochs", "best_epoch", "seconds")},
+                **scores(chosen_counts[result["fold"]]),
+                "last": _rates(last_counts[result["fold"]]),
+            }
+        )
+    complete = len(results) == len(run["protocol"]["folds"])
+    summary = {
+        "folds": rows,
+        "selected": selected,
+        "last": last,
+        # No result, but what publications that choose the epoch on the test fold would have called one.
+        "chosen_on_test_ua": float(np.mean(highest)),
+        "calibration": calibrate(tables[PREDICTIONS], tables[DEV_PREDICTIONS], classes),
+        "complete": complete,
+        "leaks": run["protocol"]["leaks"],
+    }
+    write_json(run_dir / "metrics.json", summary)
+    return summary
+
+
+def scores(counts: NDArray[np.float64]) -> dict[str, Any]:
+    """Scores of one fold's confusion counts [C, C], its recalls and the counts, as JSON."""
+    recalls = [None if np.isnan(value) else float(value) for value in metrics.recalls(counts)]
+    return {**_rates(counts), "recalls": recalls, "confusion": counts.astype(int).tolist()}
+
+
+def _rates(counts: NDArray[np.float64]) -> dict[str, float]:
+    return {name: float(getattr(metrics, name)(counts)) for name in ("ua", "wa", "macro_f1")}
+
+
+def estimate(table: pa.Table, classes: Sequence[str]) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
+    """Scores of predictions with intervals by bootstrap over speakers, and the confusion counts of each fold."""
+    counts, folds = by_speaker(table, classes)
+    estimates = metrics.speaker_bootstrap(counts, folds, BOOTSTRAP_SEED)
+    values = {name: _as_json(estimate) for name, estimate in estimates.items()}
+    return values, {int(fold): counts[folds == fold].sum(axis=0) for fold in np.unique(folds)}
+
+
+def by_speaker(table: pa.Table, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Confusion counts of each fold and speaker, [S, C, C], and their folds, [S]; ordered by fold and speaker.
+
+    A speaker is one draw of a bootstrap; where folds leak, a speaker of two folds is one in each.
+    """
+    owner, tested = _speakers(table)
+    labels, predicted = (_indices(table, column, classes) for column in ("label", "predicted"))
+    size = len(classes)
+    cells = np.bincount((owner * size + labels) * size + predicted, minlength=len(tested) * size * size)
+    return cells.reshape(len(tested), size, size).astype(np.float64), np.array([fold for fold, _ in tested], np.int64)
+
+
+def calibrate(test: pa.Table, dev: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
+    """How far the confidence in the test utterances can be believed, as it is and with a temperature.
+
+    Each fold has a temperature of its own, fitted on the fold's dev utterances; test utterances have no say in it.
+
+    Args:
+        test: predictions of the folds' test utterances.
+        dev: predictions of the same folds' dev utterances.
+        classes: class order of the probabilities.
+
+    Returns:
+        ECE with intervals by bootstrap over speakers, negative log-likelihood in nats and reliability by range of
+        confidence, each as it is and "_scaled"; the temperatures in the folds' order. As JSON.
+
+    Raises:
+        DataError: a fold has no dev utterances, or what should be probabilities are none.
+    """
+    said, labels = probabilities(test, classes)
+    dev_said, dev_labels = probabilities(dev, classes)
+    folds, dev_folds = (table["fold"].to_numpy() for table in (test, dev))
+    temperatures, scaled = [], said.copy()
+    for fold in np.unique(folds):
+        held_out = dev_folds == fold
+        temperatures.append(calibration.fit_temperature(dev_said[held_out], dev_labels[held_out]))
+        scaled[folds == fold] = calibration.apply_temperature(said[folds == fold], temperatures[-1])
+    owner, _ = _speakers(test)
+    summary: dict[str, Any] = {"temperatures": temperatures}
+    for ending, shown in (("", said), ("_scaled", scaled)):
+        bins = vars(calibration.reliability(shown, labels))
+        summary |= {
+            f"ece{ending}": _as_json(calibration.speaker_bootstrap(shown, labels, owner, BOOTSTRAP_SEED)),
+            f"nll{ending}": calibration.negative_log_likelihood(shown, labels),
+            f"reliability{ending}": {
+                name: [None if np.isnan(value) else value for value in values.tolist()] for name, values in bins.items()
+            },
+        }
+    return summary
+
+
+def probabilities(table: pa.Table, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Probabilities [n, C] of predictions, and the true classes [n]."""
+    told = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(table), len(classes))
+    return told, _indices(table, "label", classes)
+
+
+def _indices(table: pa.Table, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    index = {name: place for place, name in enumerate(classes)}
+    return np.array([index[name] for name in table[column].to_pylist()], np.int64)
+
+
+def _speakers(table: pa.Table) -> tuple[NDArray[np.int64], list[tuple[int, str]]]:
+    """Of each row the place of its fold and speaker in the list that follows, ordered by fold and speaker."""
+    keys = list(zip(table["fold"].to_pylist(), table["speaker"].to_pylist(), strict=True))
+    tested = sorted(set(keys))
+    place = {key: number for number, key in enumerate(tested)}
+    return np.array([place[key] for key in keys], np.int64), tested
+
+
+def _as_json(estimate: metrics.Estimate) -> dict[str, float | None]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

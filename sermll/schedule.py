@@ -1,0 +1,313 @@
+"""Folds on a cluster: lanes of Ray Train workers, each training one fold after the other.
+
+A lane is one Ray Train run. Starting one takes seconds, most of them for imports, and a small fold takes no longer; so
+a lane lives until no fold is left. A board, one light actor, hands the folds out. A fold whose workers were lost goes
+back to it, and whichever lane takes it next goes on from the newest checkpoint; a fold that cannot be trained is told
+and left, and the others go on. Lanes of several workers are placed as a whole or not at all, so that they cannot wait
+for each other.
+"""
+
+import shutil
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sermll.cluster import DATA_CPUS
+from sermll.config import Resources
+from sermll.errors import ConfigError, SermllError, TrainingError
+from sermll.feed import FoldData, stream
+from sermll.loop import FoldJob, train_fold
+from sermll.progress import Progress
+
+POLL_S = 0.5
+LOOK_AGAIN_S = 10.0
+"""How often the cluster is asked whether it has grown."""
+FAREWELL_S = 15.0
+"""How long lanes may take to end once nothing is left to do."""
+
+
+Watch = Callable[[list[FoldJob], list[FoldJob]], None]
+"""Called twice a second with the folds in training and those that have ended well since the last call."""
+
+
+class Board:
+    """Which fold is waiting, which lane has which, and what became of the others. Lives in an actor of its own."""
+
+    def __init__(self, jobs: Sequence[tuple[FoldJob, Any]], retries: int) -> None:
+        """Args: each job with a reference to its data; how often a fold whose workers were lost is tried again."""
+        self._jobs = list(jobs)
+        self._retries = retries
+        self._waiting = deque(range(len(jobs)))
+        self._held: dict[int, int] = {}
+        self._losses: Counter[int] = Counter()
+        self._ended: list[tuple[int, str | None, list[str]]] = []
+
+    def take(self, lane: int) -> int | None:
+        """The next fold's number, None when nothing is left."""
+        if lane in self._held:  # it began anew, and nobody has told us why
+            self.lose(lane, "the workers were lost")
+        if not self._waiting:
+            return None
+        self._held[lane] = self._waiting.popleft()
+        return self._held[lane]
+
+    def job(self, number: int) -> tuple[FoldJob, Any]:
+        """A fold and the reference to its data."""
+        return self._jobs[number]
+
+    def end(self, lane: int, error: str | None, faults: list[str]) -> None:
+        """A lane's fold is trained, or cannot be."""
+        self._ended.append((self._held.pop(lane), error, faults))
+
+    def lose(self, lane: int, why: str) -> bool:
+        """A lane's workers were lost; its fold waits again, unless that has happened too often. False: it had none."""
+        number = self._held.pop(lane, None)
+        if number is None:
+            return False
+        self._losses[number] += 1
+        if self._losses[number] > self._retries:
+            self._ended.append((number, why, []))
+        else:
+            self._waiting.appendleft(number)
+        return True
+
+    def state(self, known: int) -> tuple[int, list[int], list[tuple[int, str | None, list[str]]]]:
+        """How many folds wait, which are being trained, and what ended after the first `known` that did."""
+        return len(self._waiting), list(self._held.values()), self._ended[known:]
+
+
+@dataclass
+class _Lane:
+    """A thread that waits for a Ray Train run to end."""
+
+    thread: threading.Thread
+    fault: list[str] = field(default_factory=list)
+
+
+def train_jobs(
+    work: Sequence[tuple[FoldJob, FoldData]],
+    title: str,
+    scratch: Path,
+    watch: Watch,
+) -> dict[FoldJob, str]:
+    """Train folds, as many at once as the cluster holds; connected to one already.
+
+    Args:
+        work: unfinished folds with their utterances, in the order they are to be begun.
+        title: for the progress bar.
+        scratch: a folder that all nodes reach and that may be deleted; Ray Train keeps its notes there.
+        watch: told how it goes.
+
+    Returns:
+        Why a fold was not trained, for those that were not.
+
+    Raises:
+        ConfigError: a fold needs more than the cluster has.
+        TrainingError: workers cannot even be started.
+    """
+    if not work:
+        return {}
+    # Lanes are alike within a group; a group is trained before the next begins, so that none holds what another needs.
+    shaped = sorted(work, key=lambda pair: _shape(pair[0]).model_dump_json())
+    groups = [(shape, list(members)) for shape, members in groupby(shaped, key=lambda pair: _shape(pair[0]))]
+    for shape, _ in groups:
+        _fit(shape)
+    total = sum(job.settings["optim"]["epochs"] for job, _ in work)
+    failures: dict[FoldJob, str] = {}
+    try:
+        with Progress(title, total, sum(len(job.history()) for job, _ in work)) as progress:
+            for shape, members in groups:
+                failures |= _train_group(members, shape, scratch, progress, watch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return failures
+
+
+def _shape(job: FoldJob) -> Resources:
+    return Resources.model_validate(job.settings["resources"])
+
+
+def _fit(resources: Resources) -> tuple[float, int]:
+    """GPUs per worker, and how many lanes the cluster holds now, no more than were asked for.
+
+    Raises:
+        ConfigError: not even one, or fewer than were asked for.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    gpus_per_worker = (1.0 if gpus else 0.0) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
+    need_cpus = resources.workers * resources.cpus_per_worker
+    need_gpus = resources.workers * gpus_per_worker
+    # Data tasks must find room beside the training workers, or both would wait for each other for ever.
+    fit = int((cpus - DATA_CPUS) // need_cpus)
+    if need_gpus:
+        fit = min(fit, int(gpus // need_gpus))
+    wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
+    if fit < wanted:
+        raise ConfigError(
+            f"{wanted} fold(s) at once need {wanted * need_cpus + DATA_CPUS:g} CPUs and {wanted * need_gpus:g} GPUs, "
+            f"the cluster has {cpus:g} and {gpus:g}; lower resources.workers, cpus_per_worker or parallel_folds"
+        )
+    return gpus_per_worker, fit if resources.parallel_folds == "auto" else wanted
+
+
+def _train_group(
+    work: Sequence[tuple[FoldJob, FoldData]],
+    resources: Resources,
+    scratch: Path,
+    progress: Progress,
+    watch: Watch,
+) -> dict[FoldJob, str]:
+    """Train folds that need the same resources."""
+    import ray
+
+    shared: dict[int, Any] = {}
+    for _, data in work:
+        if id(data) not in shared:  # variants and seeds of a fold have the same utterances
+            shared[id(data)] = ray.put(data)
+    jobs = [job for job, _ in work]
+    board: Any = ray.remote(num_cpus=0)(Board).remote(
+        [(job, [shared[id(data)]]) for job, data in work], resources.max_failures
+    )
+    gpus, at_once = _fit(resources)
+    epochs = [len(job.history()) for job in jobs]
+    failures: dict[FoldJob, str] = {}
+    lanes: dict[int, _Lane] = {}
+    opened, ended, looked_at = 0, 0, time.monotonic()
+
+    def advance(number: int) -> None:
+        history = jobs[number].history()
+        if len(history) > epochs[number]:
+            progress.advance(len(history) - epochs[number], _news(jobs[number], history))
+            epochs[number] = len(history)
+
+    try:
+        while ended < len(jobs):
+            waiting, held, news = ray.get(board.state.remote(ended))
+            for number in held:
+                advance(number)
+            for number, error, faults in news:
+                advance(number)
+                for fault in faults:
+                    progress.say(f"{jobs[number].title} went on from an earlier checkpoint: {fault}")
+                if error is not None:
+                    failures[jobs[number]] = error
+                    progress.say(f"{jobs[number].title} failed: {error.splitlines()[0]}")
+            ended += len(news)
+            watch([jobs[number] for number in held], [jobs[number] for number, error, _ in news if error is None])
+            for lane in [number for number, lane in lanes.items() if not lane.thread.is_alive()]:
+                fault = lanes.pop(lane).fault
+                if fault and not ray.get(board.lose.remote(lane, fault[0])):
+                    raise TrainingError(f"workers cannot be started: {fault[0]}")
+            if time.monotonic() - looked_at > LOOK_AGAIN_S:
+                looked_at, at_once = time.monotonic(), _grown(resources, at_once)
+            while len(lanes) < min(at_once, waiting + len(held)):
+                lanes[opened] = _open_lane(board, opened, resources, gpus, scratch)
+                opened += 1
+            if ended < len(jobs):
+                time.sleep(POLL_S)
+        deadline = time.monotonic() + FAREWELL_S
+        for lane in lanes.values():
+            lane.thread.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        ray.kill(board)
+    return failures
+
+
+def _grown(resources: Resources, at_once: int) -> int:
+    """How many lanes the cluster holds by now; nodes that vanished may come back, so never fewer than before."""
+    try:
+        return max(at_once, _fit(resources)[1])
+    except ConfigError:
+        return at_once
+
+
+def _news(job: FoldJob, history: list[dict[str, Any]]) -> str:
+    row = history[-1]
+    return f"{job.title}, epoch {len(history)}: loss {row['loss']:.3f}, dev UA {row['dev_ua']:.3f}"
+
+
+def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch: Path) -> _Lane:
+    """Start a Ray Train run that takes folds from the board."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    class Losses(ray.train.UserCallback):
+        """Tells the board at once, so that another lane may take the fold."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            ray.get(board.lose.remote(lane, _cause(worker_exceptions)))
+
+    trainer = TorchTrainer(
+        lambda: work_lane(board, lane),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"lane-{lane}",
+            storage_path=str(scratch),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            callbacks=[Losses()],
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    fault: list[str] = []
+
+    def wait() -> None:
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            fault.append(_cause(getattr(error, "worker_failures", None) or {0: error}))
+        except Exception as error:  # the connection or the controller was lost: told by the board's own failure
+            fault.append(str(error).strip().splitlines()[-1])
+
+    thread = threading.Thread(target=wait, daemon=True)  # not waited for when a user interrupts
+    thread.start()
+    return _Lane(thread, fault)
+
+
+def _cause(failures: dict[int, Exception]) -> str:
+    rank, cause = next(iter(failures.items()))
+    return f"worker {rank} failed: {str(cause).strip().splitlines()[-1]}"
+
+
+def work_lane(board: Any, lane: int) -> None:
+    """Run by Ray Train on every worker of a lane: train folds until none is left.
+
+    Errors that a restart cannot mend are told to the board; any other ends the worker, and Ray Train starts the lane's
+    workers again.
+    """
+    import os
+
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+    from ray.train.collective import broadcast_from_rank_zero
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    while True:
+        number = broadcast_from_rank_zero(ray.get(board.take.remote(lane)) if rank == 0 else None)
+        if number is None:
+            return
+        job, (data,) = ray.get(board.job.remote(number))
+        error, faults = None, []
+        try:
+            faults = train_fold(job, ray.get(data), stream, device, rank, workers)
+        except SermllError as failure:
+            error = str(failure)
+        if rank == 0:
+            ray.get(board.end.remote(lane, error, faults))

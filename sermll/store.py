@@ -1,0 +1,65 @@
+"""The answers of all runs of a campaign as one Parquet dataset: every utterance by the models that never heard it."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sermll import results, tally
+from sermll.errors import DataError
+
+FOLDER = "predictions"
+
+
+def store(campaign_dir: Path) -> Path:
+    """Gather the test predictions of the finished folds, one file for each run, by the epochs chosen on dev.
+
+    A file is written again only if its run has other folds, or the campaign another name for it, than what it holds.
+
+    Args:
+        campaign_dir: `runs/campaign-<name>`.
+
+    Returns:
+        The folder, for `pyarrow.parquet.read_table` or pandas: the columns of a run's predictions, `run_id`, and
+        `axis_<name>` as text for each axis but `fold`. Empty while nothing is finished.
+
+    Raises:
+        DataError: no campaign, a damaged file, or a folder that cannot be written.
+    """
+    folds: dict[Path, dict[int, Path]] = {}
+    columns: dict[Path, dict[str, str]] = {}
+    for cell in tally.read(campaign_dir)["cells"]:
+        run = Path(cell["run_dir"])
+        folds[run] = folds.get(run, {}) | tally.finished(cell)
+        axes = {f"axis_{axis}": value for axis, value in cell["labels"].items() if axis != tally.FOLD}
+        columns[run] = {"run_id": cell["run_id"], **axes}
+    folder = Path(campaign_dir) / FOLDER
+    try:
+        folder.mkdir(exist_ok=True)
+        kept = {folder / f"{run.name}.parquet" for run, places in folds.items() if places}
+        for path in set(folder.glob("*.parquet")) - kept:  # of runs that are no longer asked for
+            path.unlink()
+        for run, places in folds.items():
+            if places:
+                _write(folder / f"{run.name}.parquet", dict(sorted(places.items())), columns[run])
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error})") from None
+    return folder
+
+
+def _write(path: Path, places: dict[int, Path], columns: dict[str, str]) -> None:
+    holds = {b"sermll": json.dumps([[*places], columns]).encode()}
+    if path.exists() and (pq.read_schema(path).metadata or {}).get(b"sermll") == holds[b"sermll"]:
+        return
+    tables = []
+    for place in places.values():
+        with tally.naming(place / results.PREDICTIONS):
+            tables.append(pq.read_table(place / results.PREDICTIONS))
+    table = pa.concat_tables(tables)
+    for name, value in columns.items():
+        table = table.append_column(name, pa.repeat(value, len(table)))
+    partial = path.with_name(f".{path.name}.tmp")  # readers of a dataset pass over names with a dot
+    pq.write_table(table.replace_schema_metadata(holds), partial)
+    os.replace(partial, path)

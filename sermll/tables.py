@@ -1,0 +1,52 @@
+"""One table, written for documents: Markdown and LaTeX."""
+
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[str]]
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
+    **{"[": "{[}", "]": "{]}", "*": "{*}"},  # after \\ the first of a row would be its argument
+}
+
+
+def markdown(header: Sequence[str], rows: Rows) -> str:
+    """A table of plain text cells; characters that Markdown would read are escaped."""
+    lines = [[_markdown(cell) for cell in row] for row in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def latex(header: Sequence[str], groups: Sequence[Rows], columns: str, note: str) -> str:
+    """A booktabs table; a rule stands between groups of rows.
+
+    Args:
+        header: one cell for each column.
+        groups: rows of plain text cells, group by group.
+        columns: letters of the tabular environment, such as "lrr".
+        note: a comment above the table.
+    """
+    bodies = ["\n".join(" & ".join(map(_latex, row)) + r" \\" for row in rows) for rows in groups]
+    lines = [
+        f"% {note}; needs the package booktabs.",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(map(_latex, header)) + r" \\",
+        r"\midrule",
+        "\n\\midrule\n".join(bodies),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(cell: str) -> str:
+    line = " ".join(cell.split())
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in line)
+
+
+def _latex(cell: str) -> str:
+    line = " ".join(cell.split())
+    return "".join(_LATEX.get(character, character) for character in line)

@@ -1,0 +1,67 @@
+"""Calibration of whole runs: fitted on dev, by fold, and kept in metrics.json."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from answers import gathered
+from scipy.special import softmax
+
+from sermll import report, results
+from sermll.calibration import expected_calibration_error, fit_temperature
+from sermll.errors import DataError
+from sermll.metrics import speaker_bootstrap
+
+
+def columns(path: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities, labels and folds, read in another way."""
+    frame = pq.read_table(path).to_pandas()
+    return np.stack(frame.probabilities.tolist()), frame.label.map(classes.index).to_numpy(), frame.fold.to_numpy()
+
+
+def test_each_fold_is_scaled_by_the_temperature_of_its_dev_utterances(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab", sharpness=6.0)
+    classes = results.read_json(run / "run.json")["data"]["classes"]
+    kept = results.read_json(run / "metrics.json")["calibration"]
+    said, labels, folds = columns(run / "predictions.parquet", classes)
+    dev_said, dev_labels, dev_folds = columns(run / "predictions_dev.parquet", classes)
+    scaled = said.copy()
+    for fold, temperature in enumerate(kept["temperatures"]):
+        assert temperature == pytest.approx(
+            fit_temperature(dev_said[dev_folds == fold], dev_labels[dev_folds == fold]), rel=1e-4
+        )
+        scaled[folds == fold] = softmax(np.log(said[folds == fold]) / temperature, axis=1)
+    assert len(set(kept["temperatures"])) == 3
+    assert kept["ece"]["value"] == pytest.approx(expected_calibration_error(said, labels))
+    assert kept["ece_scaled"]["value"] == pytest.approx(expected_calibration_error(scaled, labels))
+    assert kept["nll_scaled"] == pytest.approx(-np.log(scaled[np.arange(len(labels)), labels]).mean())
+    assert kept["ece"]["low"] > 0 and kept["ece_scaled"]["low"] == 0  # far too sharp, and mended
+    assert kept["nll_scaled"] < kept["nll"] / 2
+    assert sum(kept["reliability"]["count"]) == len(labels)
+    assert {type(value) for value in kept["reliability"]["accuracy"]} == {float, type(None)}
+
+
+def test_test_labels_have_no_say_in_the_temperatures(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab")
+    test, dev = (pq.read_table(run / name) for name in (results.PREDICTIONS, results.DEV_PREDICTIONS))
+    classes = results.read_json(run / "run.json")["data"]["classes"]
+    wrong = test.set_column(test.column_names.index("label"), "label", [test["label"].to_pylist()[::-1]])
+    one, other = (results.calibrate(table, dev, classes) for table in (test, wrong))
+    assert one["temperatures"] == other["temperatures"]
+    assert one["nll"] != other["nll"]
+    with pytest.raises(DataError, match=r"\(0, 3\) probabilities"):
+        results.calibrate(test, dev.filter([fold != 1 for fold in dev["fold"].to_pylist()]), classes)
+
+
+def test_a_gathered_run_can_be_reported_and_its_scores_are_those_of_its_counts(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab")
+    table = pq.read_table(run / "predictions.parquet")
+    assert len(table) == sum(len(pq.read_table(run / f"fold-{fold}" / "predictions.parquet")) for fold in range(3))
+    loaded = report.load(run)
+    assert loaded.scores is not None
+    counts, folds = results.by_speaker(table, loaded.classes)
+    assert loaded.scores["selected"]["ua"] == vars(speaker_bootstrap(counts, folds, results.BOOTSTRAP_SEED)["ua"])
+    confusion = loaded.confusion()
+    assert confusion is not None
+    np.testing.assert_array_equal(confusion, counts.sum(axis=0))
