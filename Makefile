@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv/bin
 DATA   ?= data
+SERMLL_CORPORA ?= corpora
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test unit ray check fmt audio clean
+.PHONY: setup demo matrix-small test unit ray check fmt audio bench clean
 
 setup: .venv/installed  ## make .venv and install everything, pinned
 .venv/installed: pyproject.toml constraints.txt
@@ -18,6 +19,12 @@ demo: setup  ## the main job on the built-in corpus: prepare, train and score ev
 	$(VENV)/sermll prepare synthetic --out $(DATA)/synthetic
 	$(VENV)/sermll train experiments/synthetic.yaml data.path=$(DATA)/synthetic
 
+matrix-small: setup  ## cross-corpus matrix of synthetic, RAVDESS and EMO-DB; SERMLL_CORPORA holds ravdess/ and emodb/
+	$(VENV)/sermll prepare synthetic --out data/synthetic
+	test -d data/ravdess || $(VENV)/sermll prepare ravdess --root $(SERMLL_CORPORA)/ravdess --out data/ravdess
+	test -d data/emodb || $(VENV)/sermll prepare emodb --root $(SERMLL_CORPORA)/emodb --out data/emodb
+	$(VENV)/sermll matrix experiments/cross_corpus.yaml
+
 test: unit ray  ## every test that needs no recordings
 
 unit: setup  ## fast tests, no Ray
@@ -28,6 +35,9 @@ ray: setup  ## tests on a real Ray cluster on this machine
 
 audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them
 	$(VENV)/python -m pytest -q -m audio
+
+bench: setup  ## measurements side by side: what a campaign costs beyond training
+	$(VENV)/python benchmarks/campaign.py
 
 check: setup  ## format, lint, types, floors
 	$(VENV)/ruff format --check .

@@ -151,6 +151,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the run to compare with, then the others")
 
+    ensemble = _verb(
+        verbs,
+        "ensemble",
+        _ensemble,
+        "join finished runs of one protocol by the probabilities they gave; training and models are not needed",
+        "sermll ensemble runs/ravdess-0123456789ab runs/ravdess-cafe01234567 --out runs/ravdess-both",
+    )
+    ensemble.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="two folders at least, of `sermll train`")
+    ensemble.add_argument("--out", type=Path, required=True, help="folder for the ensemble, itself a run's folder")
+    ensemble.add_argument(
+        "--method",
+        choices=("mean", "stack"),
+        default="mean",
+        help="mean of the probabilities, or weights and a temperature fitted on each fold's dev utterances (mean)",
+    )
+
     predict = _verb(
         verbs,
         "predict",
@@ -445,6 +461,7 @@ def _end_campaign(outcome: "CampaignOutcome", as_json: bool, following: str) -> 
 def _ui(options: argparse.Namespace) -> int:
     from sermll.track import serve
 
+    print(f"http://127.0.0.1:{options.port} shows {options.runs} in some seconds; Ctrl-C ends it", flush=True)
     return serve(options.runs, options.port)
 
 
@@ -471,6 +488,21 @@ def _compare(options: argparse.Namespace) -> int:
     print("Chance is that of the speakers tested; other seeds vary the scores further.")
     if options.json:
         _print_json(found.as_json())
+    return 0
+
+
+def _ensemble(options: argparse.Namespace) -> int:
+    from sermll.ensemble import ensemble, text
+    from sermll.report import load, text_table
+
+    found = ensemble(options.runs, options.out, options.method)
+    print(text_table(load(found.run_dir)))
+    print(text(found))
+    print(f"run      {found.run_dir}")
+    if options.json:
+        _print_json(found.as_json())
+    else:
+        print(f"next: sermll report {found.run_dir}")
     return 0
 
 

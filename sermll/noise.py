@@ -1,8 +1,8 @@
 """Noise added to speech at a true signal-to-noise ratio: the level of active speech over that of the noise.
 
-The level of a whole utterance falls with every pause in it, so the same noise would seem louder under a slow speaker.
-Speech is therefore measured where it is active, by method B of ITU-T Recommendation P.56 (12/2011), which is the level
-that the ITU prescribes for speech mixed with background noise; noise is measured over all of the utterance.
+The level of a whole utterance falls with every pause in it, so that one SNR would mean less noise for a slow speaker
+than for a fast one. Speech is therefore measured where it is active, by method B of ITU-T Recommendation P.56 (12/2011;
+see also P. Kabal, Measuring Speech Activity, McGill University); noise is measured over all of the utterance.
 """
 
 import hashlib

@@ -769,6 +769,6 @@ def _fold_colours(folds: Sequence[int]) -> dict[int, str]:
 
 
 def _short(name: str, width: int = 24) -> str:
-    """A name that fits a picture: one line, cut with an ellipsis."""
-    name = " ".join(name.split())
+    """A name that fits a picture: one line, cut with an ellipsis, without characters that an SVG file must not hold."""
+    name = "".join(character if character.isprintable() else "?" for character in " ".join(name.split()))
     return name if len(name) <= width else name[: width - 1].rstrip() + "…"

@@ -29,7 +29,7 @@ class FrameLevelAttention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         if dim % heads:
-            raise ConfigError(f"model.heads: {heads} heads do not divide the encoder's width {dim} evenly")
+            raise ConfigError(f"model.pool.heads: {heads} heads do not divide the encoder's width {dim} evenly")
         self.heads = heads
         self.in_projection = nn.Linear(dim, 3 * dim)
         self.out_projection = nn.Linear(dim, dim)

@@ -286,7 +286,7 @@ def text_table(run: Run) -> str:
         epoch = f"{_epoch(result.get('best_epoch'))} of {result['epochs']}" if "epochs" in result else "—"
         minutes = _minutes(result)
         row = f"{number:<6}{scores[0]:>6}{scores[1]:>8}{scores[2]:>10}{epoch:>12}{minutes:>10}  "
-        lines.append(row + " ".join(map(str, fold["test"])))
+        lines.append(row + " ".join(_tested(fold)))
     if run.scores and run.scores.get("selected"):
         lines += ["", f"{'mean of folds':<24}" + "".join(f"{name:<22}" for name in _SCORES.values()).rstrip()]
         for title, key in (("chosen on dev", "selected"), ("last epoch", "last")):
@@ -503,7 +503,7 @@ def _score_tables(run: Run) -> Iterator[page.Html]:
     rows = []
     for fold in run.folds:
         number, result = fold["fold"], run.results.get(fold["fold"])
-        who = ", ".join(map(str, fold["test"]))
+        who = ", ".join(_tested(fold))
         if result is None:
             reached = len(run.histories[number]["loss"]) if number in run.histories else 0
             rows.append((number, "—", "—", "not finished", reached, "—", who))
@@ -516,6 +516,13 @@ def _score_tables(run: Run) -> Iterator[page.Html]:
         rows,
         words=(0, 6),
     )
+
+
+def _tested(fold: Json) -> list[str]:
+    """Test speakers of a fold; across corpora they are too many to be named."""
+    if "test_corpora" in fold and len(fold["test"]) > 12:
+        return [f"{len(fold['test'])} of {', '.join(fold['test_corpora'])}"]
+    return [str(name) for name in fold["test"]]
 
 
 def _pictures(run: Run, drawn: Mapping[str, bytes]) -> Iterator[page.Html]:

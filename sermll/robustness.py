@@ -124,6 +124,7 @@ def robustness(
     if seed < 0:
         raise ConfigError(f"--seed {seed}: must be 0 or more")
     noises = read_noises(noise_dir)
+    run_dir = run_dir.expanduser().resolve()  # tasks may run in another folder
     run, folds = _open(run_dir)
     out = (run_dir / "robustness" if out is None else out).expanduser().absolute()
     try:
@@ -140,7 +141,7 @@ def robustness(
     table = pa.concat_tables(pq.read_table(piece.path) for piece in pieces)
     pq.write_table(table, out / PREDICTIONS)
     found = {
-        "run": run_dir.resolve().name,
+        "run": run_dir.name,
         "version": __version__,
         **{name: run["data"][name] for name in ("title", "data_hash")},
         "protocol": run["protocol"]["name"],

@@ -101,12 +101,10 @@ def _headline(found: Json, title: str) -> Iterator[Html]:
 
 
 def _scores(found: Json) -> Iterator[Html]:
-    header = ("UA in % [95 % interval]", *(f"{level:g} dB" for level in found["snr_db"]))
-    rows: list[Sequence[object]] = [
-        (name, *(_interval(row["ua"]) for row in rows)) for name, rows in [*_by_noise(found), (MEAN, found["mean"])]
-    ]
-    yield tag("h3", "UA by noise and SNR")
-    yield page.table(header, rows)
+    header = ("UA in %", *(f"{level:g} dB" for level in found["snr_db"]))
+    shown = [*_by_noise(found), (MEAN, found["mean"])]
+    yield tag("h3", "UA by noise and SNR, with 95 % intervals")
+    yield page.table(header, [(name, *(_two_lines(row["ua"]) for row in rows)) for name, rows in shown])
     yield tag("p", f"Clean: {_interval(found['clean']['ua'])}. Chance: {_percent(found['chance'])}.")
     yield tag("h3", "All scores, mean of noises")
     yield page.table(
@@ -176,6 +174,12 @@ def _ends(rows: Sequence[Json]) -> NDArray[np.float64]:
 
 def _percent(value: float | None) -> str:
     return "—" if value is None else f"{100 * value:.1f}"
+
+
+def _two_lines(score: Mapping[str, float | None]) -> Html:
+    """A score with its interval below it, so that many levels fit beside one another."""
+    interval = "" if score["low"] is None else tag("small", f"{_percent(score['low'])} to {_percent(score['high'])}")
+    return Html(_percent(score["value"]) + interval)
 
 
 def _interval(score: Mapping[str, float | None]) -> str:

@@ -119,6 +119,7 @@ def train_jobs(
         _fit(shape)
     total = sum(job.settings["optim"]["epochs"] for job, _ in work)
     failures: dict[FoldJob, str] = {}
+    shutil.rmtree(scratch, ignore_errors=True)  # of a command that was killed
     try:
         with Progress(title, total, sum(len(job.history()) for job, _ in work)) as progress:
             for shape, members in groups:

@@ -307,7 +307,7 @@ class Tracker(_Sender):
         now_ms = int(time.time() * 1000)
         values = {
             f"test_{prefix}{name}{suffix}": estimate[part]
-            for prefix, estimates in (("", summary["selected"]), ("last_", summary["last"]))
+            for prefix, estimates in (("", summary["selected"]), ("last_", summary.get("last", {})))
             for name, estimate in estimates.items()
             for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             if estimate[part] is not None

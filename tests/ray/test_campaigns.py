@@ -1,5 +1,6 @@
 """`sermll run` and `sermll matrix` on a real Ray cluster: complete, killed again and again, with failures."""
 
+import csv
 import json
 import random
 import subprocess
@@ -36,10 +37,9 @@ def write_campaign(folder: Path, data: Path, axes: dict[str, Any], **overrides: 
 
 def scores(folder: Path) -> list[dict[str, str]]:
     """The campaign's table without what the clock decides."""
-    lines = (folder / "report" / "table.csv").read_text().splitlines()
-    header = lines[0].split(",")
-    rows = [dict(zip(header, line.split(","), strict=False)) for line in lines[1:]]
-    return [{key: row[key] for key in header if key.startswith(("axis", "ua", "wa"))} for row in rows]
+    with (folder / "report" / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: row[key] for key in row if key.startswith(("axis", "ua", "wa"))} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -4,29 +4,60 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sermll import config, pooling
-from sermll.config import load_experiment
+from sermll.campaign import load_campaign
+from sermll.config import load_experiment, read_yaml, validate
 from sermll.corpora import CORPORA, FORMATS
+from sermll.matrix import MatrixFile
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+VERBS = (
+    "corpora",
+    "download",
+    "prepare",
+    "audit",
+    "train",
+    "run",
+    "matrix",
+    "report",
+    "compare",
+    "ensemble",
+    "robustness",
+)
+VERBS += ("predict", "track", "ui")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def kind_of(path: Path) -> str:
+    """What a file of experiments/ is for: the verb that takes it."""
+    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return "run" if "axes" in keys else "matrix" if "corpora" in keys else "train"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_experiment_loads_and_opens_with_question_and_command(path: Path) -> None:
-    load_experiment(path)
+    verb = kind_of(path)
+    if verb == "train":
+        load_experiment(path)
+    elif verb == "run":
+        load_campaign(path, {})
+    else:  # what the corpora share is known once they are prepared
+        validate(MatrixFile, read_yaml(path, "matrix"), str(path))
     header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert "?" in header[0]
-    assert any("sermll train" in line for line in header)
+    assert any(f"sermll {verb}" in line for line in header)
     assert any("expect" in line.lower() for line in header)
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in EXPERIMENTS if kind_of(path) == "train"],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
 def test_experiments_say_only_what_differs_from_the_defaults(path: Path) -> None:
-    import yaml
-
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     whole = load_experiment(path)
 
@@ -59,10 +90,10 @@ def test_corpora_are_named_as_they_are_registered() -> None:
 
 def test_the_readme_knows_the_targets_the_verbs_and_the_corpora() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
-    assert {"demo", "test"} <= set(re.findall(r"\bmake ([a-z]+)\b", README))
-    for verb in ("corpora", "download", "prepare", "audit", "train", "report", "compare", "predict", "track"):
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b", README)) <= targets
+    assert {"demo", "test"} <= set(re.findall(r"\bmake ([a-z-]+)\b", README))
+    for verb in VERBS:
         assert f"sermll {verb}" in README
     for name in (*CORPORA, *FORMATS):
         assert f"`{name}`" in README or f"prepare {name}" in README

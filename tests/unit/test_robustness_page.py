@@ -72,13 +72,14 @@ def test_page_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
     assert page.images == [written[0]["curves.svg"]]
     assert page.headings == [
         "Noise robustness of demo-0123456789ab",
-        *("UA by noise and SNR", "All scores, mean of noises", "Curves", "How it was measured"),
+        *("UA by noise and SNR, with 95 % intervals", "All scores, mean of noises", "Curves", "How it was measured"),
     ]
     for told in ("UA 70.0 → 39.5 %", "From clean speech to -5 dB SNR, mean of 2 noises", "rain 61 s, street 61 s"):
         assert told in page.text
     for told in (
-        "60.0 [55.0, 65.0]",
-        "39.0 [34.0, 44.0]",
+        "60.055.0 to 65.0",
+        "39.034.0 to 44.0",
+        "59.5 [54.5, 64.5]",
         "41.5",
         "Clean: 70.0 [65.0, 75.0]. Chance: 25.0",
         "feedc0de",
