@@ -5,15 +5,15 @@ All of them are printed from `Tally.as_json`. A score stands with its interval, 
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sermll import page, pictures
+from sermll import metrics, page, pictures
 from sermll.errors import DataError
 from sermll.page import Html, tag
+from sermll.tables import latex, markdown
 from sermll.tally import Cost, Group, Json, Row, Tally, code_in_words, tally
 
 if TYPE_CHECKING:
@@ -117,27 +117,15 @@ def _write_tables(found: Tally, out: Path) -> None:
         for record in records:
             writer.writerow(record | {key: mark.join(map(str, record[key])) for key, mark in listed.items()})
     axes = [key for key in records[0] if key.startswith("axis_")]
-    names = [axis.removeprefix("axis_") for axis in axes]
-
-    def rows(records: Sequence[Json], escape: Callable[[str], str], mark: str) -> list[str]:
-        printed = [[_cells(record)[column] for column in PRINTED] for record in records]
-        labels = [[escape(record[axis]) for axis in axes] for record in records]
-        return [mark.join(cells) for cells in map(list.__add__, labels, printed)]
-
-    header = [" | ".join([*map(_markdown, names), *PRINTED]), " | ".join(["---"] * (len(axes) + len(PRINTED)))]
-    markdown = "\n".join(f"| {line} |" for line in [*header, *rows(records, _markdown, " | ")])
-    (out / "table.md").write_text(markdown + "\n", encoding="utf-8")
-    bodies = [
-        "\n".join(re.sub(r"(?<!\w)-(?=\d)", "$-$", line) + r" \\" for line in rows(members, _latex, " & "))
+    header = [*(axis.removeprefix("axis_") for axis in axes), *PRINTED]
+    groups = [
+        [[*(record[axis] for axis in axes), *(_cells(record)[column] for column in PRINTED)] for record in members]
         for _, members in _by_group(found)
     ]
-    latex = [
-        "% In percent, mean over folds and seeds, [95 % interval over speakers]. Needs the package booktabs.",
-        rf"\begin{{tabular}}{{{'l' * len(axes)}{'r' * (len(PRINTED) - 2)}lr}}",
-        *(r"\toprule", " & ".join([*map(_latex, names), *PRINTED]) + r" \\"),
-        *(r"\midrule", "\n\\midrule\n".join(bodies), r"\bottomrule", r"\end{tabular}"),
-    ]
-    (out / "table.tex").write_text("\n".join(latex) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(markdown(header, [row for rows in groups for row in rows]), encoding="utf-8")
+    columns = "l" * len(axes) + "r" * (len(PRINTED) - 2) + "lr"
+    note = "in percent, mean over folds and seeds, [95 % interval over speakers]"
+    (out / "table.tex").write_text(latex(header, groups, columns, note), encoding="utf-8")
 
 
 def _overview(found: Tally, out: Path) -> Iterator[Html]:
@@ -257,12 +245,15 @@ def _group(found: Tally, number: int, out: Path) -> Iterator[Html]:
     )
     yield tag("h3", "Confusion matrices")
     counts = {name: scores.counts.sum(axis=0) for name, scores in scored.items()}
+    draw = partial(pictures.confusions, counts, classes)
+    if len(counts) == 1:
+        (only,) = counts.values()
+        draw = partial(pictures.confusion, only.astype(int), metrics.recalls(only), classes)
     yield _drawn(
-        partial(pictures.confusions, counts, classes),
+        draw,
         out / f"confusion-{number + 1}",
         f"Confusion matrices, {group.title}",
-        "Percent of the true class, over all folds and seeds that count; below half a percent nothing is written."
-        + hidden,
+        "Percent of the true class, over all folds and seeds that count." + hidden,
     )
 
 
@@ -425,24 +416,6 @@ def _hours(cost: Cost) -> tuple[str, ...]:
     return tuple(
         "—" if hours is None else f"{hours:.2f}" for hours in (cost.wall_h, cost.train_h, cost.cpu_h, cost.gpu_h)
     )
-
-
-def _markdown(cell: str) -> str:
-    line = " ".join(cell.split())
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in line)
-
-
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
-    **{"[": "{[}", "*": "{*}"},  # the first of a line would belong to the \\ before it
-}
-
-
-def _latex(cell: str) -> str:
-    line = " ".join(cell.split())
-    return "".join(_LATEX.get(character, character) for character in line)
 
 
 def _fit(line: str, width: int) -> str:

@@ -167,6 +167,28 @@ def _parser() -> argparse.ArgumentParser:
         help="mean of the probabilities, or weights and a temperature fitted on each fold's dev utterances (mean)",
     )
 
+    robustness = _verb(
+        verbs,
+        "robustness",
+        _robustness,
+        "how a run's models bear noise: its test utterances with real noise at true SNR; goes on where it stopped",
+        "sermll robustness runs/ravdess-0123456789ab --noise ~/noises --snr 20 10 5 0 -5",
+    )
+    robustness.add_argument("run_dir", type=Path, metavar="RUN", help="folder printed by `sermll train`")
+    robustness.add_argument(
+        "--noise", type=Path, required=True, metavar="DIR", help="folder of WAV and FLAC files, each one noise"
+    )
+    robustness.add_argument(
+        "--snr",
+        type=float,
+        nargs="+",
+        required=True,
+        metavar="DB",
+        help="signal-to-noise ratios: active speech level over noise level",
+    )
+    robustness.add_argument("--out", type=Path, help="folder for the results; default: RUN/robustness")
+    robustness.add_argument("--seed", type=int, default=0, help="of the segments of noise (0); the same for all runs")
+
     predict = _verb(
         verbs,
         "predict",
@@ -503,6 +525,21 @@ def _ensemble(options: argparse.Namespace) -> int:
         _print_json(found.as_json())
     else:
         print(f"next: sermll report {found.run_dir}")
+    return 0
+
+
+def _robustness(options: argparse.Namespace) -> int:
+    from sermll.robustness import robustness
+    from sermll.robustness_page import text
+
+    done = robustness(options.run_dir, options.noise, options.snr, options.out, options.seed)
+    print(text(done.found))
+    print(f"page     {done.page}")
+    print(f"table    {done.folder / 'table.csv'}")
+    if options.json:
+        _print_json(done.as_json())
+    else:
+        print("next: the same command on another run; with the same seed both meet the same segments of noise")
     return 0
 
 

@@ -399,6 +399,10 @@ def forest(groups: Mapping[str, Sequence[Bar]]) -> Figure:
                 axes.axhspan(stripe - 0.5, stripe + 0.5, color="#f5f7f9", zorder=-1)
     panels[-1, 0].set_xlabel("UA in %")
     panels[-1, 1].set_xlabel("difference to the reference, in points")
+    if not any(bar.difference for bars in groups.values() for bar in bars):
+        for axes in panels[:, 1]:
+            axes.set_visible(False)
+        return figure
 
     from matplotlib.lines import Line2D
 
@@ -713,7 +717,7 @@ def _small_panels(count: int, most: int, ratio: float, share: bool) -> tuple[Fig
     """A figure of `count` small panels, up to `most` in a row, each `ratio` as high as wide; [rows, columns]."""
     rows = math.ceil(count / most)
     columns = math.ceil(count / rows)
-    width_inch = _WIDTH_INCH / max(4, columns)
+    width_inch = min(2.9, _WIDTH_INCH / columns)
     figure = _figure(width_inch * columns + 0.4, width_inch * ratio * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
     for panel in panels.flat[count:]:

@@ -1,5 +1,6 @@
 """One table, written for documents: Markdown and LaTeX."""
 
+import re
 from collections.abc import Sequence
 
 Rows = Sequence[Sequence[str]]
@@ -8,7 +9,6 @@ _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
-    **{"[": "{[}", "]": "{]}", "*": "{*}"},  # after \\ the first of a row would be its argument
 }
 
 
@@ -44,9 +44,11 @@ def latex(header: Sequence[str], groups: Sequence[Rows], columns: str, note: str
 
 def _markdown(cell: str) -> str:
     line = " ".join(cell.split())
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in line)
+    line = "".join(f"\\{character}" if character in "\\`*_<>|#" else character for character in line)
+    return line.replace("](", "]\\(")  # a link; other brackets are intervals
 
 
 def _latex(cell: str) -> str:
-    line = " ".join(cell.split())
-    return "".join(_LATEX.get(character, character) for character in line)
+    line = "".join(_LATEX.get(character, character) for character in " ".join(cell.split()))
+    line = re.sub(r"(?<![\w-])-(?=\d)", "$-$", line)  # a minus, no hyphen
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line  # which after \\ would be its argument

@@ -18,7 +18,7 @@ from sermll.cluster import QUIET
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Ray reads these when it is imported, by whichever test comes first.
-os.environ.update({**QUIET, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"})
+os.environ.update({**QUIET, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_worker_niceness": "0"})
 
 SPEAKERS = ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16")
 # One pitch for each emotion of EMO-DB, so that the emotions can be learned.

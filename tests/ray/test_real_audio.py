@@ -56,11 +56,11 @@ def test_the_identical_pair_of_ravdess_is_reported(ravdess: Prepared) -> None:
 
 
 def test_the_audit_finds_that_pair_and_no_other(ravdess: Prepared, emodb: Prepared) -> None:
-    found = audit(ravdess.path)
+    found = audit(Path(ravdess.path))
     assert found.leaks == []
     pairs = [(found.ids[copy.first], found.ids[copy.second], copy.identical) for copy in found.copies]
     assert pairs == [("03-01-03-01-02-01-07", "03-01-03-01-02-02-07", True)]
-    assert audit(emodb.path).copies == ()
+    assert audit(Path(emodb.path)).copies == ()
 
 
 def test_48_khz_stereo_originals_become_what_an_independent_conversion_made_of_them() -> None:

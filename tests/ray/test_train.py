@@ -215,7 +215,7 @@ def test_bad_input_is_named(
 
 
 def test_a_damaged_shard_stops_before_training(ray_cluster: None, settings: Settings, tmp_path: Path) -> None:
-    copy = shutil.copytree(settings().data.path, tmp_path / "copy")
+    copy = shutil.copytree(str(settings().data.path), tmp_path / "copy")
     shard = copy / "shards" / "00000.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1

@@ -165,7 +165,7 @@ def test_names_are_text_in_every_file(tmp_path: Path, quick: None) -> None:
     assert max(map(len, told.splitlines())) <= 100
     latex = (campaign / "report" / "table.tex").read_text()
     assert r"\textless{}script\textgreater{}x\textless{}/script\textgreater{} \& 50\% \$a\_b\$ \textbar{}" in latex
-    assert "\n{[}d] & tiny & " in latex
+    assert "\n{}[d] & tiny & " in latex
     (header, _, first, _) = (campaign / "report" / "table.md").read_text().splitlines()
     # Bars that part cells, not those of names.
     assert len(re.findall(r"(?<!\\)\|", first)) == len(re.findall(r"(?<!\\)\|", header))
