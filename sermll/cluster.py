@@ -19,6 +19,9 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_worker_maximum_startup_concurrency": "4",  # folds side by side start many workers: no reason to warn
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Data workers are idle for seconds when batches are made faster than they are taken. By default they would be ended
+    # after one, and others started, with seconds of imports each, again and again.
+    "RAY_idle_worker_killing_time_threshold_ms": "120000",
 }
 
 

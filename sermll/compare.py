@@ -103,7 +103,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Difference, corrected_p: float) -> str:
-    """'higher' or 'lower' if the interval leaves 0 out and the corrected p is below 0.05; else 'no difference shown'."""
+    """'higher' or 'lower' where the interval leaves out 0 and p, corrected, is below 0.05; or 'no difference shown'."""
     shown = (difference.low > 0 or difference.high < 0) and corrected_p < 0.05
     return ("higher" if difference.value > 0 else "lower") if shown else "no difference shown"
 
