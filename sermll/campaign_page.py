@@ -138,7 +138,7 @@ def _overview(found: Tally, out: Path) -> Iterator[Html]:
     if any(row.scores for row in found.rows):
         yield tag("h3", "Scores and differences")
         yield _drawn(
-            partial(pictures.forest, {group.title: bars for group, bars in _bars(found)}),
+            partial(pictures.forest, list(_bars(found))),
             out / "forest",
             "Scores and differences",
             "Left: UA, mean over folds and seeds, epoch chosen on dev, with its 95 % interval over speakers. Right: "
@@ -162,7 +162,8 @@ def _headline(found: Tally) -> list[str]:
         return ["No differences yet" if scored else "No numbers yet"]
     rest = differences - len(shown)
     more = [f"And {len(shown) - NAMED} more, see below."] if len(shown) > NAMED else []
-    more += [f"The other {rest}: {UNDECIDED}, which does not say that they are equal."] if rest else []
+    others = f"The other {rest}" if shown else f"Of all {rest}"
+    more += [f"{others}: {UNDECIDED}, which does not say that they are equal."] if rest else []
     return [f"{len(shown)} of {page.count(range(differences), 'difference')} shown", *shown[:NAMED], *more]
 
 
@@ -350,7 +351,7 @@ def _overrides(cells: Sequence[Json]) -> tuple[str, list[list[str]]]:
     return words(common), rows
 
 
-def _bars(found: Tally) -> Iterator[tuple[Group, list[pictures.Bar]]]:
+def _bars(found: Tally) -> Iterator[tuple[str, list[pictures.Bar]]]:
     """The rows of the forest plot, of groups that have a number."""
 
     def ends(record: Json, key: str) -> tuple[Any, ...] | None:
@@ -359,7 +360,7 @@ def _bars(found: Tally) -> Iterator[tuple[Group, list[pictures.Bar]]]:
     for group, records in _by_group(found):
         if any(row.scores for row in group.rows):
             yield (
-                group,
+                group.title,
                 [
                     pictures.Bar(
                         name

@@ -426,7 +426,7 @@ def _run(options: argparse.Namespace) -> int:
                 "table": str(outcome.page.with_name("table.csv")),
             }
         )
-    return _end_campaign(outcome, options.json, f"sermll compare {outcome.folder.parent}/...")
+    return _end_campaign(outcome, options.json)
 
 
 def _matrix(options: argparse.Namespace) -> int:
@@ -443,7 +443,7 @@ def _matrix(options: argparse.Namespace) -> int:
     _print_campaign(outcome)
     if options.json:
         _print_json(found.as_json())
-    return _end_campaign(outcome, options.json, f"sermll report {outcome.folder.parent}/...")
+    return _end_campaign(outcome, options.json)
 
 
 def _dry_run(campaign: "Campaign", command: str, as_json: bool) -> int:
@@ -467,7 +467,7 @@ def _print_campaign(outcome: "CampaignOutcome") -> None:
         print(f"MLflow does not have everything ({outcome.not_tracked}); the same command sends it")
 
 
-def _end_campaign(outcome: "CampaignOutcome", as_json: bool, following: str) -> int:
+def _end_campaign(outcome: "CampaignOutcome", as_json: bool) -> int:
     """Tell of folds that failed, else what comes next."""
     if outcome.failures:
         told = "\n".join(f"  {failure}" for failure in outcome.failures)
@@ -476,7 +476,7 @@ def _end_campaign(outcome: "CampaignOutcome", as_json: bool, following: str) -> 
             "the same command tries them again"
         )
     if not as_json:
-        print(f"next: {following}")
+        print(f"next: sermll ui --runs {outcome.folder.parent}")
     return 0
 
 

@@ -352,17 +352,17 @@ def embedding(folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]]
     return figure
 
 
-def forest(groups: Mapping[str, Sequence[Bar]]) -> Figure:
+def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
     """UA of every row with its interval and, beside it, the paired difference to the first row of its group.
 
     Args:
-        groups: for each title its rows, the reference first.
+        groups: titles, each with its rows, the reference first.
     """
-    heights = [len(bars) + 0.4 for bars in groups.values()]
+    heights = [len(bars) + 0.4 for _, bars in groups]
     figure = _figure(_WIDTH_INCH, 0.25 * sum(heights) + 0.42 * len(groups) + 0.75)
     panels = figure.subplots(len(groups), 2, squeeze=False, sharex="col", height_ratios=heights, width_ratios=(1.15, 1))
     looks = {"higher": (">", _PALETTE[0], _PALETTE[0]), "lower": ("<", _PALETTE[1], _PALETTE[1])}
-    for (scores, differences), (title, bars) in zip(panels, groups.items(), strict=True):
+    for (scores, differences), (title, bars) in zip(panels, groups, strict=True):
         for place, bar in enumerate(bars):
             ink = ACCENT if place else _INK
             if bar.ua is None:
@@ -399,7 +399,7 @@ def forest(groups: Mapping[str, Sequence[Bar]]) -> Figure:
                 axes.axhspan(stripe - 0.5, stripe + 0.5, color="#f5f7f9", zorder=-1)
     panels[-1, 0].set_xlabel("UA in %")
     panels[-1, 1].set_xlabel("difference to the reference, in points")
-    if not any(bar.difference for bars in groups.values() for bar in bars):
+    if not any(bar.difference for _, bars in groups for bar in bars):
         for axes in panels[:, 1]:
             axes.set_visible(False)
         return figure

@@ -269,8 +269,8 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             fault.append(_cause(getattr(error, "worker_failures", None) or {0: error}))
-        except Exception as error:  # the connection or the controller was lost: told by the board's own failure
-            fault.append(str(error).strip().splitlines()[-1])
+        except (Exception, SystemExit) as error:  # the controller or, with a SystemExit, the connection was lost
+            fault.append((str(error).strip() or "the connection to the cluster was lost").splitlines()[-1])
 
     thread = threading.Thread(target=wait, daemon=True)  # not waited for when a user interrupts
     thread.start()

@@ -134,7 +134,9 @@ class Group:
     def smallest_p(self) -> float | None:
         """What the test over so few speakers gives at least, however large a difference; None without differences."""
         speakers = [row.versus.speakers for row in self.rows if row.versus]
-        return 2.0 ** (1 - max(speakers)) if speakers else None
+        if not speakers:
+            return None
+        return 2.0 ** (1 - max(speakers)) if max(speakers) <= compare.EXACT_SPEAKERS else 1 / (compare.DRAWS + 1)
 
 
 @dataclass(frozen=True)

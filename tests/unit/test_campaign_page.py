@@ -193,7 +193,7 @@ def test_the_forest_shows_intervals_and_verdicts() -> None:
         pictures.Bar("four", None, None, ""),
     ]
     with matplotlib.rc_context(pictures._STYLE):
-        figure = pictures.forest({"group": bars})
+        figure = pictures.forest([("group", bars)])
         figure.draw_without_rendering()
     scores, differences = figure.axes
     lines = [tuple(np.asarray(line.get_xdata())) for line in scores.lines]
