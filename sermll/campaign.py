@@ -27,7 +27,7 @@ from sermll.results import finished_folds, gather, write_json
 from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.store import store
-from sermll.tally import Tally, tally
+from sermll.tally import read as read_campaign
 from sermll.track import CampaignTracker, Tracker
 from sermll.train import Designs, Run
 
@@ -243,7 +243,8 @@ class Outcome:
     """What a campaign leaves behind."""
 
     folder: Path
-    tally: Tally
+    found: Any
+    """What was counted: a `Tally`, or a `Matrix`."""
     page: Path
     cells: int
     finished: int
@@ -252,12 +253,12 @@ class Outcome:
     not_tracked: str | None
 
 
-def run_campaign(campaign: Campaign, build: Callable[[Path], Path]) -> Outcome:
+def run_campaign(campaign: Campaign, build: Callable[[Path], tuple[Any, Path]]) -> Outcome:
     """Train every cell that is not finished, then the table, the page and the record in MLflow.
 
     Args:
         campaign: what to train.
-        build: makes the page from the campaign's folder.
+        build: counts what the campaign's folder holds and writes the page.
 
     Raises:
         SermllError: settings, data, folds or the cluster do not go together. What was finished is kept.
@@ -268,11 +269,12 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], Path]) -> Outcome:
     description = plan.describe()
     campaign.folder.mkdir(parents=True, exist_ok=True)
     write_json(campaign.folder / "campaign.json", description)
+    read_campaign(campaign.folder)  # cells that turn out to be one run are told before they are trained
     record = _Record.of(plan)
     failures: dict[FoldJob, str] = {}
     # The first fold of every cell comes before the second of any, so that a campaign that is cut short compares all.
     work = {(str(run.folder), job.fold): (job, data) for run in plan.runs for job, data in run.unfinished}
-    ordered = sorted(work.values(), key=lambda pair: (pair[0].settings["seed"], pair[0].fold))
+    ordered = sorted(work.values(), key=lambda pair: (pair[0].fold, pair[0].settings["seed"]))
     if ordered:
         with connected():
             failures = train_jobs(ordered, campaign.name, campaign.folder / ".lanes", record.watch)
@@ -284,10 +286,10 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], Path]) -> Outcome:
         if finished_folds(folder):
             gather(folder)
     store(campaign.folder)
-    page = build(campaign.folder)
+    found, page = build(campaign.folder)
     told = tuple(f"{job.title}: {why.splitlines()[0]}" for job, why in failures.items())
     faults = record.finish()
-    return Outcome(campaign.folder, tally(campaign.folder), page, len(plan.runs), sum(plan.done), told, faults)
+    return Outcome(campaign.folder, found, page, len(plan.runs), sum(plan.done), told, faults)
 
 
 @dataclass

@@ -28,9 +28,10 @@ PRINTED = ("UA", "WA", "macro F1", "UA, last epoch", "difference in UA", "p (Hol
 """Columns of table.md and table.tex after those of the axes; table.csv has every number."""
 
 
-def build(campaign_dir: Path) -> Path:
+def build(campaign_dir: Path) -> tuple[Tally, Path]:
     """Count a campaign and write its page, see `tally` and `write`."""
-    return write(tally(campaign_dir))
+    found = tally(campaign_dir)
+    return found, write(found)
 
 
 def write(found: Tally) -> Path:

@@ -414,7 +414,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(campaign, f"sermll run {options.campaign}", options.json)
     outcome = run_campaign(campaign, build)
-    print(text(outcome.tally))
+    print(text(outcome.found))
     _print_campaign(outcome)
     if options.json:
         _print_json(
@@ -432,17 +432,16 @@ def _run(options: argparse.Namespace) -> int:
 def _matrix(options: argparse.Namespace) -> int:
     from sermll.campaign import run_campaign
     from sermll.config import parse_overrides
-    from sermll.matrix import build, load_matrix, read_matrix, text
+    from sermll.matrix import build, load_matrix, text
 
     campaign = load_matrix(options.matrix, parse_overrides(options.overrides))
     if options.dry_run:
         return _dry_run(campaign, f"sermll matrix {options.matrix}", options.json)
     outcome = run_campaign(campaign, build)
-    found = read_matrix(outcome.folder)
-    print(text(found))
+    print(text(outcome.found))
     _print_campaign(outcome)
     if options.json:
-        _print_json(found.as_json())
+        _print_json(outcome.found.as_json())
     return _end_campaign(outcome, options.json)
 
 

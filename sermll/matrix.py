@@ -180,8 +180,8 @@ def _percent(cell: Cell | None) -> str:
     return f"{100 * score['value']:.1f}{interval}"
 
 
-def build(campaign_dir: Path) -> Path:
-    """Write report/matrix.html, .csv, .md, .tex, .json and the heat map as PNG and SVG; returns the page's path."""
+def build(campaign_dir: Path) -> tuple[Matrix, Path]:
+    """Write report/matrix.html, .csv, .md, .tex, .json and the heat map as PNG and SVG; returns the page too."""
     matrix = read_matrix(campaign_dir)
     out = campaign_dir / "report"
     out.mkdir(exist_ok=True)
@@ -204,7 +204,7 @@ def build(campaign_dir: Path) -> Path:
     ]
     path = out / "matrix.html"
     path.write_text(page.page("Across corpora", content), encoding="utf-8")
-    return path
+    return matrix, path
 
 
 def _picture(matrix: Matrix) -> Callable[[], Any]:

@@ -111,7 +111,7 @@ def test_what_is_missing_or_failed_is_said(tmp_path: Path, quick: None) -> None:
         lambda labels: settings(labels, finished=done[labels["variant"]]),
         failed={"2": "TrainingError: x"},
     )
-    page, told = Page(build(campaign)), text(tally(campaign))
+    page, told = Page(build(campaign)[1]), text(tally(campaign))
     for said in (page.text, told):
         assert "2 rows not finished: only folds that are finished with every seed count." in said
         assert "4 folds failed, see below." in said
@@ -129,7 +129,7 @@ def test_leaks_other_code_and_too_few_speakers_are_told(tmp_path: Path, quick: N
     facts = read_json(run)
     code = facts["code"] | {"commit": "f" * 40, "dirty": True}
     change(run, code=code, protocol=facts["protocol"] | {"leaks": ["fold 0: train and test share 1 speakers (a)"]})
-    for said in (Page(build(campaign)).text, text(tally(campaign))):
+    for said in (Page(build(campaign)[1]).text, text(tally(campaign))):
         assert "LEAK, scores are too high: fold 0: train and test share 1 speakers (a)." in said
         assert "The runs were made by different code" in said
         assert "with so few speakers p is at least 0.12" in said
@@ -138,14 +138,14 @@ def test_leaks_other_code_and_too_few_speakers_are_told(tmp_path: Path, quick: N
 
 def test_a_single_row_and_nothing_finished(tmp_path: Path, quick: None) -> None:
     alone = write_campaign(tmp_path / "alone", {"seed": ("0", "1")}, settings)
-    page = Page(build(alone))
+    page = Page(build(alone)[1])
     value = 100 * tally(alone).as_json()[0]["ua"]
     assert f"UA {value:.1f} %" in page.text
     assert "Differences to" not in page.text
     assert len(page.images) == 3
     for name, begun in (("begun", {"finished": 0}), ("waiting", None)):
         campaign = write_campaign(tmp_path / name, {"variant": ("base", "same")}, lambda labels, begun=begun: begun)
-        page = Page(build(campaign))
+        page = Page(build(campaign)[1])
         assert "No numbers yet" in page.text
         assert page.images == []
         assert "6 folds" in text(tally(campaign))
@@ -157,7 +157,7 @@ def test_names_are_text_in_every_file(tmp_path: Path, quick: None) -> None:
     axes = {"vari|ant_1": (evil, "[d]"), "corpus": ("tiny",)}
     campaign = write_campaign(tmp_path, axes, lambda labels: settings(labels, title=evil, epochs=1))
     change(campaign / "campaign.json", name=evil)
-    page = Page(build(campaign))
+    page = Page(build(campaign)[1])
     assert "script" not in [tag for tag, _ in page.tags]
     assert evil in page.text
     told = text(tally(campaign))
@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_pictures_of_many_rows_say_what_they_leave_out(tmp_path: Path, quick: None) -> None:
     axes = {"variant": tuple(f"v{number}" for number in range(14))}
     campaign = write_campaign(tmp_path, axes, lambda labels: settings(labels, epochs=1, groups=(("a", "b"),)))
-    assert "The first 12 of 14 rows are shown." in Page(build(campaign)).text
+    assert "The first 12 of 14 rows are shown." in Page(build(campaign)[1]).text
 
 
 def test_the_forest_shows_intervals_and_verdicts() -> None:
