@@ -33,7 +33,7 @@ EXPERIMENT = {
         "pool": {"heads": 4},
         "embedding_dim": 16,
     },
-    "optim": {"epochs": 3, "lr": 1e-3},
+    "optim": {"epochs": 10, "lr": 1e-3},
 }
 AXES = {
     "variant": {"eam": {}, "lam": {"mixup.kind": "lam"}, "mean": {"model.pool.kind": "mean"}},

@@ -223,17 +223,23 @@ class _Rest:
     """Lets Ray Data's scheduling loop rest between its steps.
 
     It polls without pause while finished batches wait to be taken, and takes most of a core from the training step that
-    they wait for. A rest of this length is nothing beside a block of batches.
+    they wait for. A rest of this length is nothing beside a block of batches; while the first of them is waited for,
+    rests are shorter.
     """
 
     SECONDS = 0.05
+    FIRST_STEPS, FIRST_SECONDS = 40, 0.01
+
+    def __init__(self) -> None:
+        self._steps = 0
 
     def before_execution_starts(self, executor: Any) -> None:  # Ray's private type
         """Nothing to prepare."""
 
     def on_execution_step(self, executor: Any) -> None:
         """Sleep for a moment."""
-        time.sleep(self.SECONDS)
+        self._steps += 1
+        time.sleep(self.FIRST_SECONDS if self._steps <= self.FIRST_STEPS else self.SECONDS)
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to clean up."""

@@ -189,7 +189,14 @@ def _train_group(
             progress.advance(len(history) - epochs[number], _news(jobs[number], history))
             epochs[number] = len(history)
 
+    def open_lanes(wanted: int) -> None:
+        nonlocal opened
+        while len(lanes) < min(at_once, wanted):
+            lanes[opened] = _open_lane(board, opened, resources, gpus, scratch)
+            opened += 1
+
     try:
+        open_lanes(len(jobs))  # they start while the board does
         while ended < len(jobs):
             waiting, held, news = ray.get(board.state.remote(ended))
             for number in held:
@@ -209,9 +216,7 @@ def _train_group(
                     raise TrainingError(f"workers cannot be started: {fault[0]}")
             if time.monotonic() - looked_at > LOOK_AGAIN_S:
                 looked_at, at_once = time.monotonic(), _grown(resources, at_once)
-            while len(lanes) < min(at_once, waiting + len(held)):
-                lanes[opened] = _open_lane(board, opened, resources, gpus, scratch)
-                opened += 1
+            open_lanes(waiting + len(held))
             if ended < len(jobs):
                 time.sleep(POLL_S)
         deadline = time.monotonic() + FAREWELL_S

@@ -22,6 +22,8 @@ from sermll.errors import DataError
 from sermll.results import read_json, write_json
 
 RETRY_S = 60.0
+SYNC_S = 5.0
+"""Epochs are sent together: what is shorter than this would cost the training beside it more than it tells."""
 NOT_PARAMS = ("resources", "tracking")
 
 
@@ -168,8 +170,8 @@ class Tracker(_Sender):
         return self._campaign.client() if self._campaign else super().client()
 
     def sync(self) -> None:
-        """Send what is new. A failure is remembered and tried again a minute later; it never stops training."""
-        if self._uri is None or (self._fault and time.monotonic() - self._tried_at < RETRY_S):
+        """Send what is new, now and then. A failure is tried again a minute later; it never stops training."""
+        if self._uri is None or time.monotonic() - self._tried_at < (RETRY_S if self._fault else SYNC_S):
             return
         sizes = {str(path): path.stat().st_size for path in self._folder.glob("fold-*/*.json")}
         if sizes == self._sizes:
