@@ -10,7 +10,7 @@ finished are skipped, interrupted ones go on, whoever began them: a run is named
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -292,13 +292,12 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], tuple[Any, Path]]) 
     return Outcome(campaign.folder, found, page, len(plan.runs), sum(plan.done), told, faults)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Record:
     """MLflow's view of a campaign: one run above the cells' runs."""
 
     trackers: dict[Path, Tracker]
     campaign: CampaignTracker
-    _ended: list[FoldJob] = field(default_factory=list)
 
     @classmethod
     def of(cls, plan: Plan) -> "_Record":

@@ -44,6 +44,7 @@ class Board:
         self._retries = retries
         self._waiting = deque(range(len(jobs)))
         self._held: dict[int, int] = {}
+        self._began: set[int] = set()
         self._losses: Counter[int] = Counter()
         self._ended: list[tuple[int, str | None, list[str]]] = []
 
@@ -51,6 +52,7 @@ class Board:
         """The next fold's number, None when nothing is left."""
         if lane in self._held:  # it began anew, and nobody has told us why
             self.lose(lane, "the workers were lost")
+        self._began.add(lane)
         if not self._waiting:
             return None
         self._held[lane] = self._waiting.popleft()
@@ -65,10 +67,14 @@ class Board:
         self._ended.append((self._held.pop(lane), error, faults))
 
     def lose(self, lane: int, why: str) -> bool:
-        """A lane's workers were lost; its fold waits again, unless that has happened too often. False: it had none."""
+        """A lane's workers were lost; its fold waits again, unless that has happened too often.
+
+        Returns:
+            Whether the lane ever began; one that did not is no fold's fault.
+        """
         number = self._held.pop(lane, None)
         if number is None:
-            return False
+            return lane in self._began
         self._losses[number] += 1
         if self._losses[number] > self._retries:
             self._ended.append((number, why, []))

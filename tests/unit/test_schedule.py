@@ -1,0 +1,51 @@
+"""The board that hands folds to lanes: each is ended once, lost ones wait again, a bounded number of times."""
+
+from typing import Any, cast
+
+from sermll.loop import FoldJob
+from sermll.schedule import Board
+
+
+def board(folds: int, retries: int = 1) -> Board:
+    jobs = [FoldJob(f"run/fold-{fold}", f"fold {fold}", {}, fold, f"/nowhere/{fold}") for fold in range(folds)]
+    return Board([(job, cast(Any, None)) for job in jobs], retries)
+
+
+def test_folds_are_handed_out_in_order_and_ended_once() -> None:
+    work = board(3)
+    assert [work.take(0), work.take(1)] == [0, 1]
+    work.end(1, None, ["a checkpoint was damaged"])
+    assert work.take(1) == 2
+    work.end(0, "epoch 1: nan", [])
+    assert work.take(0) is None
+    assert work.state(0) == (0, [2], [(1, None, ["a checkpoint was damaged"]), (0, "epoch 1: nan", [])])
+    assert work.state(2) == (0, [2], [])
+    assert work.job(2)[0].title == "fold 2"
+
+
+def test_a_lost_fold_goes_before_the_others_to_whoever_asks() -> None:
+    work = board(3)
+    assert work.take(0) == 0
+    assert work.lose(0, "worker 0 failed: killed")
+    assert [work.take(1), work.take(0)] == [0, 1]
+
+
+def test_a_lane_that_begins_anew_without_a_word_has_lost_its_fold() -> None:
+    work = board(2, retries=1)
+    assert [work.take(0), work.take(0)] == [0, 0]  # its workers were started again
+    assert work.take(0) == 1  # and once more: that fold has had its chances
+    assert work.state(0) == (0, [1], [(0, "the workers were lost", [])])
+
+
+def test_a_fold_whose_workers_die_too_often_is_given_up_and_the_lane_is_not_blamed() -> None:
+    work = board(2, retries=1)
+    for _ in range(2):
+        assert work.take(0) == 0
+        assert work.lose(0, "worker 0 failed: out of memory")
+    assert work.state(0)[2] == [(0, "worker 0 failed: out of memory", [])]
+    assert work.lose(0, "Ray Train gave up")  # told again when the lane itself ends
+    assert work.take(1) == 1
+
+
+def test_a_lane_that_never_began_is_told_apart() -> None:
+    assert not board(1).lose(0, "no module named sermll")
