@@ -32,10 +32,10 @@ def tone(frequency_hz: float, duration_s: float, rng: np.random.Generator, rate_
     return (0.1 * wave + 0.02 * rng.standard_normal(len(time_s))).astype(np.float32)
 
 
-def write_corpus(root: Path, speakers: tuple[str, ...] = SPEAKERS, takes: int = 2) -> Path:
+def write_corpus(root: Path, speakers: tuple[str, ...] = SPEAKERS, takes: int = 2, seed: int = 0) -> Path:
     """An EMO-DB folder of short tones: `takes` recordings per speaker and emotion."""
     (root / "wav").mkdir(parents=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for speaker in speakers:
         for letter, frequency_hz in PITCH_HZ.items():
             for take in range(takes):
