@@ -406,75 +406,67 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from sermll.campaign import load_campaign, run_campaign
+    from sermll.campaign import Outcome, load_campaign
     from sermll.campaign_page import build, text
     from sermll.config import parse_overrides
 
+    def told(outcome: Outcome) -> dict[str, Any]:
+        return {
+            "campaign_dir": str(outcome.folder),
+            "cells": outcome.cells,
+            "finished": outcome.finished,
+            "failed": outcome.cells - outcome.finished,
+            "table": str(outcome.page.with_name("table.csv")),
+        }
+
     campaign = load_campaign(options.campaign, parse_overrides(options.overrides))
-    if options.dry_run:
-        return _dry_run(campaign, f"sermll run {options.campaign}", options.json)
-    outcome = run_campaign(campaign, build)
-    print(text(outcome.found))
-    _print_campaign(outcome)
-    if options.json:
-        _print_json(
-            {
-                "campaign_dir": str(outcome.folder),
-                "cells": outcome.cells,
-                "finished": outcome.finished,
-                "failed": outcome.cells - outcome.finished,
-                "table": str(outcome.page.with_name("table.csv")),
-            }
-        )
-    return _end_campaign(outcome, options.json)
+    return _cells(options, campaign, f"sermll run {options.campaign}", build, text, told)
 
 
 def _matrix(options: argparse.Namespace) -> int:
-    from sermll.campaign import run_campaign
     from sermll.config import parse_overrides
     from sermll.matrix import build, load_matrix, text
 
     campaign = load_matrix(options.matrix, parse_overrides(options.overrides))
+    command = f"sermll matrix {options.matrix}"
+    return _cells(options, campaign, command, build, text, lambda outcome: outcome.found.as_json())
+
+
+def _cells(
+    options: argparse.Namespace,
+    campaign: "Campaign",
+    command: str,
+    build: Callable[[Path], tuple[Any, Path]],
+    text: Callable[[Any], str],
+    told: Callable[["CampaignOutcome"], Any],
+) -> int:
+    """Train the cells of a campaign, or say what would be done; `told` is for programs."""
+    from sermll.campaign import Plan, run_campaign
+
     if options.dry_run:
-        return _dry_run(campaign, f"sermll matrix {options.matrix}", options.json)
+        plan = Plan.of(campaign)
+        print(plan.text())
+        if options.json:
+            cells, finished = len(plan.runs), sum(plan.done)
+            _print_json({"campaign_dir": str(campaign.folder), "cells": cells, "finished": finished})
+        else:
+            print(f"next: {command}")
+        return 0
     outcome = run_campaign(campaign, build)
     print(text(outcome.found))
-    _print_campaign(outcome)
-    if options.json:
-        _print_json(outcome.found.as_json())
-    return _end_campaign(outcome, options.json)
-
-
-def _dry_run(campaign: "Campaign", command: str, as_json: bool) -> int:
-    """What a campaign would do."""
-    from sermll.campaign import Plan
-
-    plan = Plan.of(campaign)
-    print(plan.text())
-    if as_json:
-        cells, finished = len(plan.runs), sum(plan.done)
-        _print_json({"campaign_dir": str(campaign.folder), "cells": cells, "finished": finished})
-    else:
-        print(f"next: {command}")
-    return 0
-
-
-def _print_campaign(outcome: "CampaignOutcome") -> None:
     print(f"campaign {outcome.folder}")
     print(f"page     {outcome.page}")
     if outcome.not_tracked:
         print(f"MLflow does not have everything ({outcome.not_tracked}); the same command sends it")
-
-
-def _end_campaign(outcome: "CampaignOutcome", as_json: bool) -> int:
-    """Tell of folds that failed, else what comes next."""
+    if options.json:
+        _print_json(told(outcome))
     if outcome.failures:
-        told = "\n".join(f"  {failure}" for failure in outcome.failures)
+        named = "\n".join(f"  {failure}" for failure in outcome.failures)
         raise TrainingError(
-            f"{len(outcome.failures)} folds could not be trained, the others are kept:\n{told}\n"
+            f"{len(outcome.failures)} folds could not be trained, the others are kept:\n{named}\n"
             "the same command tries them again"
         )
-    if not as_json:
+    if not options.json:
         print(f"next: sermll ui --runs {outcome.folder.parent}")
     return 0
 
