@@ -164,7 +164,8 @@ class Plan:
         designs, runs, faults = Designs(), [], []
         for cell in campaign.cells:
             try:
-                runs.append(Run.of(cell.experiment, designs, f"{_title(cell.run_labels)}, "))
+                name = _title(cell.run_labels)
+                runs.append(Run.of(cell.experiment, designs, f"{name}, " if name else ""))
             except SermllError as error:
                 faults.append(f"cell {cell.title}: {error}")
         if faults:

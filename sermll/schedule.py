@@ -181,7 +181,7 @@ def _train_group(
             shared[id(data)] = ray.put(data)
     jobs = [job for job, _ in work]
     board: Any = ray.remote(num_cpus=0)(Board).remote(
-        [(job, [shared[id(data)]]) for job, data in work], resources.max_failures
+        [(job, shared[id(data)]) for job, data in work], resources.max_failures
     )
     gpus, at_once = _fit(resources)
     epochs = [len(job.history()) for job in jobs]
@@ -315,7 +315,7 @@ def work_lane(board: Any, lane: int) -> None:
         number = broadcast_from_rank_zero(ray.get(board.take.remote(lane)) if rank == 0 else None)
         if number is None:
             return
-        job, (data,) = ray.get(board.job.remote(number))
+        job, data = ray.get(board.job.remote(number))
         error, faults = None, []
         try:
             faults = train_fold(job, ray.get(data), stream, device, rank, workers)
