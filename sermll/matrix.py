@@ -10,7 +10,7 @@ All of them tell the same classes apart, and every interval is over the test spe
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,13 +126,19 @@ def read_matrix(campaign_dir: Path) -> Matrix:
     return Matrix(corpora, rows, facts["data"]["members"], tuple(cell for cell in cells if cell is not None))
 
 
+@cache
+def _answers(path: Path, changed_ns: int) -> pa.Table:
+    """The predictions of a run, which several cells share; read again when the file has changed."""
+    return pq.read_table(path, columns=["speaker", "corpus", "fold", "label", "predicted"])
+
+
 def _cell(run: Path, fold: int | None, train: str, test: str, classes: Sequence[str]) -> Cell | None:
     """A cell from the predictions of a run: of all its folds or of one, on one corpus."""
     if not (run / "metrics.json").exists():
         return None
     if fold is None and not read_json(run / "metrics.json")["complete"]:
         return None
-    table: pa.Table = pq.read_table(run / PREDICTIONS)
+    table = _answers(run / PREDICTIONS, (run / PREDICTIONS).stat().st_mtime_ns)
     chosen = pc.field("corpus") == test
     if fold is not None:
         chosen = chosen & (pc.field("fold") == fold)
