@@ -22,8 +22,9 @@ from sermll import __version__
 from sermll.cluster import connected, lanes_here
 from sermll.config import Experiment, Section, read_yaml, resolve, validate, with_overrides
 from sermll.errors import ConfigError, SermllError
+from sermll.files import write_json
 from sermll.loop import FoldJob
-from sermll.results import finished_folds, gather, write_json
+from sermll.results import finished_folds, gather
 from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.store import store

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sermll import metrics, page, pictures
 from sermll.errors import DataError
 from sermll.page import Html, tag
-from sermll.tables import latex, markdown
+from sermll.tables import cut, latex, markdown, percent, with_interval
 from sermll.tally import Cost, Group, Json, Row, Tally, code_in_words, tally
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def text(found: Tally) -> str:
         rows = [{**header, "versus": "difference", "verdict": ""}]
         for place, (name, record) in enumerate(zip(group.names, records, strict=True)):
             cells = _cells(record)
-            row = {"name": name, "UA": cells["UA"], "last": _percent(record["last_ua"]), "sd": cells["sd over seeds"]}
+            row = {"name": name, "UA": cells["UA"], "last": percent(record["last_ua"]), "sd": cells["sd over seeds"]}
             row["folds"] = f"{record['finished']}/{record['asked']}"
             row["versus"] = cells["difference in UA"] or "reference" * (place == 0 and len(records) > 1)
             rows.append({**row, "verdict": cells["verdict"]})
@@ -75,13 +75,13 @@ def text(found: Tally) -> str:
             told.remove("folds")
         widths = {key: max(len(row[key]) for row in rows) for key in told}
         widths["name"] = min(widths["name"], WIDTH - sum(widths[key] + 2 for key in told[1:]))
-        aligned = ("  ".join(_fit(row[key], widths[key]).ljust(widths[key]) for key in told) for row in rows)
+        aligned = ("  ".join(cut(row[key], widths[key]).ljust(widths[key]) for key in told) for row in rows)
         lines += ["", group.title, *(line.rstrip() for line in aligned)]
     failures = _failures(found)
     lines += ["", *(f"failed: {name}, {why}" for name, why in failures[:NAMED])]
     lines += [f"and {len(failures) - NAMED} more failed"] if len(failures) > NAMED else []
     lines.append("last: UA by the last epoch. sd: standard deviation of the seeds' UA. Intervals are over speakers.")
-    return "\n".join(_fit(line, WIDTH) for line in lines)
+    return "\n".join(cut(line, WIDTH) for line in lines)
 
 
 def _by_group(found: Tally) -> list[tuple[Group, list[Json]]]:
@@ -94,12 +94,12 @@ def _cells(record: Json) -> dict[str, str]:
     difference = _signed(record["difference"])
     interval = f" [{_signed(record['difference_low'])}, {_signed(record['difference_high'])}]" if difference else ""
     return {
-        "UA": _interval(record, "ua"),
-        "WA": _interval(record, "wa"),
-        "macro F1": _interval(record, "macro_f1"),
-        "UA, last epoch": _interval(record, "last_ua"),
-        "sd over seeds": _percent(record["seed_sd"]),
-        "sd over folds": _percent(record["fold_sd"]),
+        "UA": _ci(record, "ua"),
+        "WA": _ci(record, "wa"),
+        "macro F1": _ci(record, "macro_f1"),
+        "UA, last epoch": _ci(record, "last_ua"),
+        "sd over seeds": percent(record["seed_sd"]),
+        "sd over folds": percent(record["fold_sd"]),
         "difference in UA": difference + interval,
         "p": _p(record["p"]),
         "p (Holm)": _p(record["p_holm"]),
@@ -159,7 +159,7 @@ def _headline(found: Tally) -> list[str]:
     scored = [record for record in found.as_json() if record["ua"] is not None]
     if not differences:
         if len(scored) == 1:
-            return [f"UA {_percent(scored[0]['ua'])} %", f"{_interval(scored[0], 'ua')}, epoch chosen on dev."]
+            return [f"UA {percent(scored[0]['ua'])} %", f"{_ci(scored[0], 'ua')}, epoch chosen on dev."]
         return ["No differences yet" if scored else "No numbers yet"]
     rest = differences - len(shown)
     more = [f"And {len(shown) - NAMED} more, see below."] if len(shown) > NAMED else []
@@ -210,7 +210,7 @@ def _group(found: Tally, number: int, out: Path) -> Iterator[Html]:
     classes, folds = facts["data"]["classes"], facts["protocol"]["folds"]
     speakers = len({speaker for fold in folds for speaker in fold["test"]})
     seeds = page.count(range(max(row.seeds for row in group.rows)), "seed")
-    size = f"{len(classes)} classes, chance {_percent(1 / len(classes))} %"
+    size = f"{len(classes)} classes, chance {percent(1 / len(classes))} %"
     yield tag("p", f"{size}; {page.count(folds, 'fold')}, {speakers} test speakers; {seeds}.")
     scored = {name: row.scores for name, row in zip(names, group.rows, strict=True) if row.scores}
     if not scored:
@@ -273,7 +273,7 @@ def _score_row(name: str, row: Row, record: Json) -> list[object]:
         counted = f"of fold {', '.join(map(str, row.folds))}"
         done = Html(f"{done}{tag('small', counted)}")
     chosen, ua = record["chosen_on_test_ua"], record["ua"]
-    lifted = "—" if chosen is None else f"{_percent(chosen)} ({_signed(chosen - ua)})"
+    lifted = "—" if chosen is None else f"{percent(chosen)} ({_signed(chosen - ua)})"
     return [name, *scores, cells["sd over seeds"] or "—", cells["sd over folds"] or "—", done, lifted]
 
 
@@ -389,10 +389,6 @@ def _failures(found: Tally) -> list[tuple[str, str]]:
     return [(", ".join(row.labels.values()), failure) for row in found.rows for failure in row.failures]
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}"
 
@@ -401,26 +397,18 @@ def _p(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _interval(record: Json, key: str) -> str:
-    if record[f"{key}_low"] is None:
-        return _percent(record[key])
-    return f"{_percent(record[key])} [{_percent(record[f'{key}_low'])}, {_percent(record[f'{key}_high'])}]"
+def _ci(record: Json, key: str) -> str:
+    return with_interval({"value": record[key], "low": record[f"{key}_low"], "high": record[f"{key}_high"]})
 
 
 def _stacked(record: Json, key: str) -> object:
     """A score with its interval below it."""
-    low, high = (_percent(record[f"{key}_{end}"]) for end in ("low", "high"))
-    below = tag("small", f"{low}\u00a0to\u00a0{high}") if low else ""
-    return Html(_percent(record[key]) + below) if record[key] is not None else "—"
+    low, high = (record[f"{key}_{end}"] for end in ("low", "high"))
+    below = "" if low is None else tag("small", f"{percent(low)}\u00a0to\u00a0{percent(high)}")
+    return Html(percent(record[key]) + below)
 
 
 def _hours(cost: Cost) -> tuple[str, ...]:
     return tuple(
         "—" if hours is None else f"{hours:.2f}" for hours in (cost.wall_h, cost.train_h, cost.cpu_h, cost.gpu_h)
     )
-
-
-def _fit(line: str, width: int) -> str:
-    """The line cut to the terminal, without characters that would steer it."""
-    line = "".join(character if character.isprintable() else "?" for character in line)
-    return line if len(line) <= width else line[: width - 1] + "…"

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from sermll import metrics
 from sermll.errors import DataError
-from sermll.results import PREDICTIONS, by_speaker, read_json
+from sermll.results import by_speaker, read_predictions
 
 DRAWS = 10_000
 EXACT_SPEAKERS = 12
@@ -139,7 +138,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
     Raises:
         DataError: a folder is no run with results, or the runs were not tested on the same utterances.
     """
-    tables = [_predictions(run) for run in runs]
+    tables = [read_predictions(run) for run in runs]
     keys = [tested(table) for table in tables]
     for run, key in zip(runs[1:], keys[1:], strict=True):
         if key != keys[0]:
@@ -170,11 +169,3 @@ def text(found: Comparison) -> str:
         scores = f"{100 * ua:>6.1f}  {100 * difference.value:>+10.1f}  {interval:<16}"
         lines.append(f"{name:<{width}}  {scores}{difference.p:>8.4f}{p:>10.4f}  {verdict(difference, p)}")
     return "\n".join(lines)
-
-
-def _predictions(run: Path) -> pa.Table:
-    try:
-        read_json(run / "run.json")
-        return pq.read_table(run / PREDICTIONS)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{run}: no run with results ({error}); give folders printed by `sermll train`") from None

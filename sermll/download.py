@@ -28,6 +28,7 @@ import requests
 
 from sermll import __version__
 from sermll.errors import ConfigError, DataError
+from sermll.files import write_json
 from sermll.progress import Progress
 from sermll.rows import Archive, Corpus
 
@@ -140,9 +141,7 @@ def _write_marker(corpus: Corpus, checksums: Sequence[str], out: Path) -> None:
         ],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    draft = out / ".downloads" / MARKER
-    draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, out / MARKER)
+    write_json(out / MARKER, record)
 
 
 class _Version(NamedTuple):

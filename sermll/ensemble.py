@@ -28,6 +28,7 @@ from scipy.special import log_softmax, softmax
 from sermll import __version__, calibration, metrics, results
 from sermll.compare import SEED, paired_difference, tested
 from sermll.errors import DataError
+from sermll.files import read_json, write_json
 from sermll.results import DEV_PREDICTIONS, PREDICTIONS
 from sermll.source import code_version
 
@@ -124,13 +125,13 @@ def ensemble(runs: Sequence[Path], out: Path, method: Method) -> Ensemble:
         "method": method,
     }
     shutil.copyfile(members[0].path / "config.yaml", out / "config.yaml")
-    results.write_json(out / "run.json", description)
+    write_json(out / "run.json", description)
     pq.write_table(test, out / PREDICTIONS)
     if len(devs) == len(members):
         dev = _join(devs, classes, stacked)
         pq.write_table(dev, out / DEV_PREDICTIONS)
         summary["calibration"] = results.calibrate(test, dev, classes)
-    results.write_json(out / "metrics.json", summary)
+    write_json(out / "metrics.json", summary)
     return Ensemble(out, summary)
 
 
@@ -223,17 +224,13 @@ def _join(tables: Sequence[pa.Table], classes: Sequence[str], stacked: dict[int,
 
 
 def _open(path: Path) -> _Member:
-    try:
-        run = results.read_json(path / "run.json")
-        test = _ordered(path / PREDICTIONS)
-        dev = _ordered(path / DEV_PREDICTIONS) if (path / DEV_PREDICTIONS).is_file() else None
-    except (OSError, ValueError) as error:  # pyarrow's are ValueErrors
-        raise DataError(f"{path}: no run with results ({error}); give folders printed by `sermll train`") from None
+    run, test = results.read_run(path), _ordered(path, PREDICTIONS)
+    dev = _ordered(path, DEV_PREDICTIONS) if (path / DEV_PREDICTIONS).is_file() else None
     return _Member(path, run, test, dev)
 
 
-def _ordered(path: Path) -> pa.Table:
-    return pq.read_table(path).sort_by([("fold", "ascending"), ("utterance", "ascending")])
+def _ordered(path: Path, name: str) -> pa.Table:
+    return results.read_predictions(path, name).sort_by([("fold", "ascending"), ("utterance", "ascending")])
 
 
 def _check(members: Sequence[_Member]) -> None:
@@ -272,7 +269,7 @@ def _claim(out: Path, run_id: str) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         run = out / "run.json"
-        held = results.read_json(run)["run_id"] if run.is_file() else None
+        held = read_json(run)["run_id"] if run.is_file() else None
         if held != run_id and any(out.iterdir()):
             raise DataError(f"{out}: holds {'another run' if held else 'other files'}; give a new folder")
     except (OSError, ValueError) as error:

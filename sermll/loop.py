@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from sermll import checkpoint, config, metrics
 from sermll.errors import TrainingError
 from sermll.feed import Batch, Feed, FoldData
+from sermll.files import read_json, write_json
 from sermll.model import System
-from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS, read_json, write_json
+from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS
 
 
 @dataclass(frozen=True, eq=False)

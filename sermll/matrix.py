@@ -24,8 +24,9 @@ from sermll import page, pictures
 from sermll.campaign import Campaign, CampaignBase, campaign_of
 from sermll.config import Data, Protocol, read_yaml, validate
 from sermll.design import Design
-from sermll.results import PREDICTIONS, estimate, read_json, write_json
-from sermll.tables import latex, markdown
+from sermll.files import read_json, write_json
+from sermll.results import PREDICTIONS, estimate
+from sermll.tables import latex, markdown, with_interval
 
 WITHIN, FROM_ONE, FROM_OTHERS = "within", "from one corpus", "from all others"
 OTHERS = "all others"
@@ -156,7 +157,7 @@ def text(matrix: Matrix) -> str:
     lines = [_space(matrix), ""]
     lines.append(f"{CORNER:<{width}}  " + "".join(f"{test:<20}" for test in matrix.corpora).rstrip())
     for train in matrix.rows:
-        cells = [_percent(matrix.cell(train, test)) for test in matrix.corpora]
+        cells = [_ua(matrix.cell(train, test)) for test in matrix.corpora]
         lines.append(f"{train:<{width}}  " + "".join(f"{cell:<20}" for cell in cells).rstrip())
     lines += ["", _legend(matrix)]
     return "\n".join(lines)
@@ -178,12 +179,8 @@ def _space(matrix: Matrix) -> str:
     return f"classes of every cell: {', '.join(classes)}"
 
 
-def _percent(cell: Cell | None) -> str:
-    if cell is None:
-        return "not finished"
-    score = cell.scores["ua"]
-    interval = "" if score["low"] is None else f" [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
-    return f"{100 * score['value']:.1f}{interval}"
+def _ua(cell: Cell | None) -> str:
+    return "not finished" if cell is None else with_interval(cell.scores["ua"])
 
 
 def build(campaign_dir: Path) -> tuple[Matrix, Path]:
@@ -191,7 +188,7 @@ def build(campaign_dir: Path) -> tuple[Matrix, Path]:
     matrix = read_matrix(campaign_dir)
     out = campaign_dir / "report"
     out.mkdir(exist_ok=True)
-    rows = [[train, *(_percent(matrix.cell(train, test)) for test in matrix.corpora)] for train in matrix.rows]
+    rows = [[train, *(_ua(matrix.cell(train, test)) for test in matrix.corpora)] for train in matrix.rows]
     header = [CORNER, *matrix.corpora]
     write_json(out / "matrix.json", matrix.as_json())
     _write_csv(out / "matrix.csv", matrix)

@@ -1,20 +1,18 @@
 """`sermll predict`: labels with probabilities for recordings, by the models of a finished run."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from sermll.audio import SAMPLE_RATE_HZ, read_recording, to_float
 from sermll.checkpoint import Checkpoint
-from sermll.config import Experiment
 from sermll.errors import AudioError, DataError
 from sermll.model import System
 from sermll.progress import Progress
+from sermll.results import finished_folds, read_model_settings, read_run
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,7 @@ class Predictor:
             DataError: the folder is not a run, or the fold is not finished.
             CheckpointError: a model's file is damaged.
         """
-        try:
-            run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-            settings = Experiment.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{run_dir}: not a run ({error}); give the folder that `sermll train` printed") from None
-        results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run_dir.glob("fold-*/result.json"))]
+        run, settings, results = read_run(run_dir), read_model_settings(run_dir), finished_folds(run_dir)
         chosen = [result for result in results if fold is None or result["fold"] == fold]
         if not chosen:
             finished = ", ".join(str(result["fold"]) for result in results) or "none"

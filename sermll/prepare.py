@@ -24,6 +24,7 @@ from sermll import __version__
 from sermll.audio import SAMPLE_RATE_HZ, read_recording
 from sermll.cluster import connected
 from sermll.errors import AudioError, CorpusError, DataError
+from sermll.files import write_json
 from sermll.progress import Progress
 from sermll.rows import Corpus, Problem, Utterance
 from sermll.shards import (
@@ -207,9 +208,7 @@ def _write_one_shard(
         "rows": len(rows),
         "problems": [asdict(problem) for problem in problems],
     }
-    partial = file.with_suffix(".json.tmp")
-    partial.write_text(json.dumps(note), encoding="utf-8")
-    os.replace(partial, file.with_suffix(".json"))
+    write_json(file.with_suffix(".json"), note)
     return {"shard": index}
 
 

@@ -4,11 +4,9 @@ A run that is not finished is reported as far as it got, and says so. Numbers ar
 files; what is computed here is only what they do not hold: sums of confusion matrices and scores of speakers.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,8 @@ from numpy.typing import NDArray
 
 from sermll import metrics, page, pictures
 from sermll.errors import DataError
+from sermll.files import naming, read_json, read_yaml
+from sermll.tables import cut, percent, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ def load(path: Path) -> Run:
         if not (path / name).is_file():
             raise DataError(f"{path}: not a run folder (no {name}); give the folder printed by `sermll train`")
     facts = _read_json(path / "run.json", dict)
-    with _naming(path / "run.json"):
+    with naming(path / "run.json"):
         classes = [str(name) for name in facts["data"]["classes"]]
         numbers = [int(fold["fold"]) for fold in facts["protocol"]["folds"]]
         _ = (
@@ -153,26 +153,21 @@ def load(path: Path) -> Run:
         )
         warnings = [f"LEAK, scores are too high: {leak}." for leak in facts["protocol"]["leaks"]]
         warnings += _label_notes(facts["data"])
-    try:
-        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path / 'config.yaml'}: cannot be read as YAML ({error})") from None
-    if not isinstance(settings, dict):
-        raise DataError(f"{path / 'config.yaml'}: settings are a mapping of keys, found {type(settings).__name__}")
+    settings = _of_kind(dict, path / "config.yaml", read_yaml(path / "config.yaml"))
 
     histories: dict[int, Mapping[str, NDArray[np.float64]]] = {}
     results: dict[int, Json] = {}
     for number in numbers:
         history, result = path / f"fold-{number}" / "history.json", path / f"fold-{number}" / "result.json"
         if history.is_file():
-            with _naming(history):
+            with naming(history):
                 histories[number] = _curves(_read_json(history, list))
             warnings += _gaps(number, histories[number])
         if result.is_file():
             results[number] = _read_json(result, dict)
     scores = _read_json(path / "metrics.json", dict) if (path / "metrics.json").is_file() else None
     if scores is not None:
-        with _naming(path / "metrics.json"):
+        with naming(path / "metrics.json"):
             for fold in scores["folds"]:
                 if np.shape(fold["confusion"]) != (len(classes), len(classes)):
                     shape = np.shape(fold["confusion"])
@@ -186,22 +181,11 @@ def load(path: Path) -> Run:
     return Run(path, facts, settings, scores, histories, dict(sorted(results.items())), predictions, tuple(warnings))
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn a missing key or a wrong type into a DataError that names the file."""
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(f"{path}: no {error.args[0]!r} in it; was it written by another version?") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: damaged ({error})") from None
-
-
 def _read_json(path: Path, kind: type[_T]) -> _T:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+    return _of_kind(kind, path, read_json(path))
+
+
+def _of_kind(kind: type[_T], path: Path, value: object) -> _T:
     if not isinstance(value, kind):
         raise DataError(f"{path}: damaged (a {type(value).__name__} where a {kind.__name__} should be)")
     return value
@@ -243,19 +227,15 @@ def _gaps(fold: int, curves: Mapping[str, NDArray[np.float64]]) -> Iterator[str]
 
 
 def _read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = ["speaker", "fold", "label", "predicted", "embedding"]
-    try:
+    with naming(path):
         with pq.ParquetFile(path) as file:
             absent = [name for name in columns if name not in file.schema_arrow.names]
             if absent:
                 raise DataError(f"{path}: no column {', '.join(absent)}; was it written by another version?")
             table = file.read(columns)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error})") from None
-    with _naming(path):
         labels, predicted = (
             np.array([classes.index(name) for name in table.column(column).to_pylist()], dtype=np.int64)
             for column in ("label", "predicted")
@@ -270,7 +250,7 @@ def _read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
 def text_table(run: Run) -> str:
     """The run's results for the terminal, at most 100 columns wide."""
     lines = [f"{run.facts['name']}  {run.facts['data']['title']}, {_protocol(run)}"]
-    lines.append(f"run {run.facts['run_id']}, {len(run.classes)} classes, chance UA {_percent(1 / len(run.classes))} %")
+    lines.append(f"run {run.facts['run_id']}, {len(run.classes)} classes, chance UA {percent(1 / len(run.classes))} %")
     if not run.complete:
         lines.append(run.progress)
     lines += [f"WARNING: {warning}" for warning in run.warnings]
@@ -282,7 +262,7 @@ def text_table(run: Run) -> str:
             reached = len(run.histories[number]["loss"]) if number in run.histories else 0
             lines.append(f"{number:<6}" + (f"not finished, {reached} epochs so far" if reached else "not started"))
             continue
-        scores = [_percent(result.get(name)) for name in _SCORES]
+        scores = [percent(result.get(name)) for name in _SCORES]
         epoch = f"{_epoch(result.get('best_epoch'))} of {result['epochs']}" if "epochs" in result else "—"
         minutes = _minutes(result)
         row = f"{number:<6}{scores[0]:>6}{scores[1]:>8}{scores[2]:>10}{epoch:>12}{minutes:>10}  "
@@ -291,15 +271,15 @@ def text_table(run: Run) -> str:
         lines += ["", f"{'mean of folds':<24}" + "".join(f"{name:<22}" for name in _SCORES.values()).rstrip()]
         for title, key in (("chosen on dev", "selected"), ("last epoch", "last")):
             if key in run.scores:  # an ensemble has no last epoch
-                cells = [_interval(run.scores[key].get(name)) for name in _SCORES]
+                cells = [with_interval(run.scores[key].get(name)) for name in _SCORES]
                 lines.append(f"{title:<24}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
         if "calibration" in run.scores:
-            before, after = (_interval(run.scores["calibration"][name]) for name in ("ece", "ece_scaled"))
+            before, after = (with_interval(run.scores["calibration"][name]) for name in ("ece", "ece_scaled"))
             lines.append(f"{'calibration':<24}ECE {before}, with temperature {after}")
         if "chosen_on_test_ua" in run.scores:
-            value = _percent(run.scores["chosen_on_test_ua"])
+            value = percent(run.scores["chosen_on_test_ua"])
             lines.append(f"no result, but what choosing each epoch on its test fold would have shown: UA {value}")
-    return "\n".join(_fit(line, 100) for line in lines) + "\n"
+    return "\n".join(cut(line, 100) for line in lines) + "\n"
 
 
 def build(paths: Sequence[Path], out: Path) -> Path:
@@ -440,14 +420,14 @@ def _headline(run: Run, heading: str) -> page.Html:
         interval = (
             "No interval: fewer than two speakers were tested"
             if score.get("low") is None
-            else f"95 % interval {_percent(score['low'])} to {_percent(score['high'])} %, by bootstrap over speakers"
+            else f"95 % interval {percent(score['low'])} to {percent(score['high'])} %, by bootstrap over speakers"
         )
-        number = page.tag("span", f"UA {_percent(score['value'])} %", class_="score")
+        number = page.tag("span", f"UA {percent(score['value'])} %", class_="score")
         lines.append(
             page.tag(
                 "p",
                 number,
-                f"Mean over folds, epoch chosen on dev. {interval}. Chance {_percent(chance)} %.",
+                f"Mean over folds, epoch chosen on dev. {interval}. Chance {percent(chance)} %.",
                 class_="result",
             )
         )
@@ -485,7 +465,7 @@ def _score_tables(run: Run) -> Iterator[page.Html]:
         rows = [
             (
                 f"{name}, {kind}",
-                *(_interval(run.scores[which].get(prefix + key)) for which in kinds),
+                *(with_interval(run.scores[which].get(prefix + key)) for which in kinds),
             )
             for prefix, kind in (("", "mean over folds"), ("pooled_", "pooled"))
             for key, name in _SCORES.items()
@@ -495,8 +475,8 @@ def _score_tables(run: Run) -> Iterator[page.Html]:
             value, honest = run.scores["chosen_on_test_ua"], run.scores["selected"]["ua"]["value"]
             yield page.tag(
                 "p",
-                f"Had the epoch of each fold been chosen on its test fold, the mean UA would read {_percent(value)} %, "
-                f"{_percent(value - honest)} points higher. This is no result: it tells how far published numbers may "
+                f"Had the epoch of each fold been chosen on its test fold, the mean UA would read {percent(value)} %, "
+                f"{percent(value - honest)} points higher. This is no result: it tells how far published numbers may "
                 "be lifted where the choice of the epoch is not stated.",
             )
     yield page.tag("h3", "Folds")
@@ -508,7 +488,7 @@ def _score_tables(run: Run) -> Iterator[page.Html]:
             reached = len(run.histories[number]["loss"]) if number in run.histories else 0
             rows.append((number, "—", "—", "not finished", reached, "—", who))
         else:
-            score = (_percent(result.get("ua")), _percent(result.get("wa")))
+            score = (percent(result.get("ua")), percent(result.get("wa")))
             epochs = (_epoch(result.get("best_epoch")), result.get("epochs", "—"))
             rows.append((number, *score, *epochs, _minutes(result), who))
     yield page.table(
@@ -575,10 +555,10 @@ def _calibration(run: Run, drawn: Mapping[str, bytes]) -> Iterator[page.Html]:
     rows = [
         (
             title,
-            _interval(measured[f"ece{ending}"]),
+            with_interval(measured[f"ece{ending}"]),
             f"{measured[f'nll{ending}']:.3f}",
-            _percent(_mean(measured[f"reliability{ending}"], "confidence")),
-            _percent(_mean(measured[f"reliability{ending}"], "accuracy")),
+            percent(_mean(measured[f"reliability{ending}"], "confidence")),
+            percent(_mean(measured[f"reliability{ending}"], "accuracy")),
         )
         for ending, title in (("", "as it is"), ("_scaled", "with temperature"))
     ]
@@ -589,10 +569,10 @@ def _calibration(run: Run, drawn: Mapping[str, bytes]) -> Iterator[page.Html]:
     lowest, highest = min(measured["temperatures"]), max(measured["temperatures"])
     yield page.tag(
         "p",
-        f"On average, confidence is {_percent(abs(over))} points {'above' if over > 0 else 'below'} the share that is "
+        f"On average, confidence is {percent(abs(over))} points {'above' if over > 0 else 'below'} the share that is "
         "right. "
         f"Temperatures of {lowest:.2f} to {highest:.2f}, each fitted on its fold's dev speakers (above 1 lowers "
-        f"confidence), make the ECE {_percent(abs(after - before))} points {'lower' if after < before else 'higher'}. "
+        f"confidence), make the ECE {percent(abs(after - before))} points {'lower' if after < before else 'higher'}. "
         "An interval from 0 on does not rule out that confidence is right as it stands.",
     )
     caption = (
@@ -621,7 +601,7 @@ def _published(run: Run) -> Iterator[page.Html]:
     rows = [
         (
             f"this run, {title}",
-            *(_percent(run.scores[which][name]["value"], digits=2) for name in ("ua", "wa")),
+            *(percent(run.scores[which][name]["value"], digits=2) for name in ("ua", "wa")),
             words,
         )
         for which, title, words in (
@@ -640,7 +620,7 @@ def _how(run: Run) -> Iterator[page.Html]:
     protocol = run.facts["protocol"]
     yield page.tag("h3", "How it was run")
     if _members(run):
-        runs = ", ".join(f"{member['run_id']} (UA {_percent(member['ua'])} %)" for member in _members(run))
+        runs = ", ".join(f"{member['run_id']} (UA {percent(member['ua'])} %)" for member in _members(run))
         yield page.facts({"ensemble": f"{run.facts['method']} of the runs {runs}; the settings are those of the first"})
     yield page.facts(_summary(run.settings))
     text = yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)
@@ -748,8 +728,8 @@ def _comparison(runs: Sequence[Run], titles: Sequence[str]) -> page.Html:
         words = page.Html("".join(page.tag("div", f"{key} {value}") for key, value in difference.items()) or "none")
         selected, last = (run.scores or {}).get("selected") or {}, (run.scores or {}).get("last") or {}
         name = link if run.complete else page.Html(link + page.tag("small", run.progress))
-        wa, ua = (_percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua")))
-        rows.append((name, words, _interval(selected.get("ua")), wa, ua))
+        wa, ua = (percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua")))
+        rows.append((name, words, with_interval(selected.get("ua")), wa, ua))
     header = ("run", "settings that differ", "UA % [95 % interval]", "WA\u00a0%", "last-epoch UA %")
     return page.tag("section", page.tag("h1", f"{len(runs)} runs"), page.table(header, rows, words=(0, 1)))
 
@@ -767,21 +747,6 @@ def _glossary() -> page.Html:
     return page.tag("footer", page.tag("h3", "Words"), page.facts(terms))
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
-    """A share of 0..1 in percent; a dash where there is none."""
-    if value is None:
-        return "—"
-    return f"{100 * value:.{digits}f}" if math.isfinite(value) else "not finite"
-
-
-def _interval(score: Json | None) -> str:
-    if score is None:
-        return "—"
-    if score.get("low") is None or score.get("high") is None:
-        return _percent(score["value"])
-    return f"{_percent(score['value'])} [{_percent(score['low'])}, {_percent(score['high'])}]"
-
-
 def _epoch(index: int | None) -> str:
     """People count epochs from 1."""
     return "—" if index is None else str(index + 1)
@@ -790,9 +755,3 @@ def _epoch(index: int | None) -> str:
 def _minutes(result: Json) -> str:
     seconds = result.get("seconds")
     return "—" if seconds is None else f"{seconds / 60:.1f}"
-
-
-def _fit(line: str, width: int) -> str:
-    """The line cut to the terminal, without characters that would steer it."""
-    line = "".join(character if character.isprintable() else "?" for character in line)
-    return line if len(line) <= width else line[: width - 1] + "…"

@@ -4,8 +4,6 @@ Predictions are rows of utterance, speaker, corpus, fold, label, predicted, prob
 its own files; `gather` joins those of the finished folds and writes metrics.json.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sermll import calibration, metrics
+from sermll.config import Experiment
+from sermll.errors import DataError
+from sermll.files import naming, read_json, read_yaml, write_json
 
 PREDICTIONS = "predictions.parquet"
 """Test utterances, by the epoch that was chosen on dev."""
@@ -26,16 +27,39 @@ DEV_PREDICTIONS = "predictions_dev.parquet"
 BOOTSTRAP_SEED = 0
 
 
-def write_json(path: Path, value: Any) -> None:  # anything JSON holds
-    """Write a JSON file that appears whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """Content of a run's run.json.
+
+    Raises:
+        DataError: the folder is no run.
+    """
+    if not (run_dir / "run.json").is_file():
+        raise DataError(f"{run_dir}: no run (no run.json in it); give the folder that `sermll train` printed")
+    return read_json(run_dir / "run.json")
 
 
-def read_json(path: Path) -> Any:  # anything JSON holds
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_predictions(run_dir: Path, name: str = PREDICTIONS) -> pa.Table:
+    """The rows of a run's file of predictions.
+
+    Raises:
+        DataError: the folder is no run, has no results yet, or the file is damaged.
+    """
+    read_run(run_dir)
+    if not (run_dir / name).is_file():
+        raise DataError(f"{run_dir}: no results yet (no {name}); `sermll train` writes them when a fold is finished")
+    with naming(run_dir / name):
+        return pq.read_table(run_dir / name)
+
+
+def read_model_settings(run_dir: Path) -> Experiment:
+    """The settings of a run whose models are to be used.
+
+    Raises:
+        DataError: missing, damaged, or of a version with other settings.
+    """
+    tree = read_yaml(run_dir / "config.yaml")
+    with naming(run_dir / "config.yaml"):
+        return Experiment.model_validate(tree)
 
 
 def finished_folds(run_dir: Path) -> list[dict[str, Any]]:
@@ -45,13 +69,21 @@ def finished_folds(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def gather(run_dir: Path) -> dict[str, Any]:
-    """Join the finished folds: predictions of all, and metrics.json from their counts."""
+    """Join the finished folds: predictions of all, and metrics.json from their counts.
+
+    Raises:
+        DataError: a fold's file is missing or damaged.
+    """
     run = read_json(run_dir / "run.json")
     classes = run["data"]["classes"]
     results = finished_folds(run_dir)
     tables: dict[str, pa.Table] = {}
     for name in (PREDICTIONS, LAST_PREDICTIONS, DEV_PREDICTIONS):
-        tables[name] = pa.concat_tables(pq.read_table(run_dir / f"fold-{result['fold']}" / name) for result in results)
+        parts = []
+        for path in (run_dir / f"fold-{result['fold']}" / name for result in results):
+            with naming(path):
+                parts.append(pq.read_table(path))
+        tables[name] = pa.concat_tables(parts)
         pq.write_table(tables[name], run_dir / name)
     selected, chosen_counts = estimate(tables[PREDICTIONS], classes)
     last, last_counts = estimate(tables[LAST_PREDICTIONS], classes)

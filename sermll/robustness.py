@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-import yaml
 
 from sermll import __version__, metrics
 from sermll.audio import SAMPLE_RATE_HZ, to_float
@@ -32,11 +31,12 @@ from sermll.cluster import connected
 from sermll.config import Experiment
 from sermll.design import Design
 from sermll.errors import ConfigError, DataError, SermllError
+from sermll.files import whole, write_json
 from sermll.model import System
 from sermll.noise import Noise, active_level_db, add_noise, draws, read_noises
 from sermll.plan import eval_plan
 from sermll.progress import Progress
-from sermll.results import PREDICTIONS, by_speaker, estimate, finished_folds, read_json, write_json
+from sermll.results import PREDICTIONS, by_speaker, estimate, finished_folds, read_model_settings, read_run
 from sermll.robustness_page import SCORES, build
 from sermll.shards import Waveforms
 
@@ -176,13 +176,7 @@ def _levels(snr_db: Sequence[float]) -> list[float]:
 
 def _open(run_dir: Path) -> tuple[dict[str, Any], list[FoldModel]]:
     """What run.json says, and the model of every finished fold with the utterances it is tested on."""
-    try:
-        run = read_json(run_dir / "run.json")
-        tree = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-        settings = Experiment.model_validate(tree)
-        results = finished_folds(run_dir)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{run_dir}: not a run ({error}); give the folder that `sermll train` printed") from None
+    run, settings, results = read_run(run_dir), read_model_settings(run_dir), finished_folds(run_dir)
     if not results:
         raise DataError(f"{run_dir}: no finished fold; go on with `sermll train`, or give a member of this ensemble")
     # The folders of the settings may be relative to where training was started; the record's are not.
@@ -282,7 +276,9 @@ def _score_missing(pieces: Sequence[Piece], levels: Sequence[float], seed: int, 
             while waiting:
                 (done, *_), _ = ray.wait(list(waiting))
                 piece = waiting.pop(done)
-                _keep(_result(done, piece), piece.path)
+                table = _result(done, piece)
+                with whole(piece.path) as partial:
+                    pq.write_table(table, partial)
                 progress.advance(note=str(piece))
         finally:
             for unfinished in waiting:
@@ -300,13 +296,6 @@ def _result(reference: Any, piece: Piece) -> pa.Table:  # Ray's reference to wha
         if isinstance(cause, SermllError):
             raise cause from None
         raise SermllError(f"{piece}: {error}\nWhat was scored is kept; the same command goes on from here") from None
-
-
-def _keep(table: pa.Table, path: Path) -> None:
-    """Write a piece; the file appears whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    pq.write_table(table, partial)
-    os.replace(partial, path)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sermll import page, pictures
 from sermll.page import Html, tag
+from sermll.tables import percent, with_interval
 
 Json = dict[str, Any]
 SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro F1"}
@@ -43,17 +44,17 @@ def text(found: Json) -> str:
 
     lines = [
         f"{found['run']}  {found['title']}, protocol {found['protocol']}: {page.count(found['folds'], 'fold')}",
-        f"clean UA {_interval(found['clean']['ua'])}, chance {_percent(found['chance'])}",
+        f"clean UA {with_interval(found['clean']['ua'])}, chance {percent(found['chance'])}",
         *_notes(found),
         "",
         line("UA in %", [f"{level:g} dB" for level in shown]),
     ]
-    lines += [line(name, [_percent(row["ua"]["value"]) for row in rows[: len(shown)]]) for name, rows in by_noise]
+    lines += [line(name, [percent(row["ua"]["value"]) for row in rows[: len(shown)]]) for name, rows in by_noise]
     mean = found["mean"][: len(shown)]
     if len(by_noise) > 1:
-        lines.append(line(MEAN, [_percent(row["ua"]["value"]) for row in mean]))
+        lines.append(line(MEAN, [percent(row["ua"]["value"]) for row in mean]))
     for end in ("low", "high"):
-        lines.append(line(f"  95 % interval, {end}", [_percent(row["ua"][end]) for row in mean]))
+        lines.append(line(f"  95 % interval, {end}", [percent(row["ua"][end]) for row in mean]))
     if len(shown) < len(levels):
         lines.append(f"the other {len(levels) - len(shown)} levels stand in table.csv")
     return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in lines) + "\n"
@@ -94,7 +95,7 @@ def build(found: Json, out: Path) -> Path:
 def _headline(found: Json, title: str) -> Iterator[Html]:
     yield tag("h1", title)
     clean, lowest = found["clean"]["ua"], found["mean"][-1]
-    number = tag("span", f"UA {_percent(clean['value'])} → {_percent(lowest['ua']['value'])} %", class_="score")
+    number = tag("span", f"UA {percent(clean['value'])} → {percent(lowest['ua']['value'])} %", class_="score")
     noises = page.count(found["noises"], "noise")
     yield tag("p", number, f"From clean speech to {lowest['snr_db']:g} dB SNR, mean of {noises}.", class_="result")
     yield from (tag("p", note, class_="notice") for note in _notes(found))
@@ -105,12 +106,12 @@ def _scores(found: Json) -> Iterator[Html]:
     shown = [*_by_noise(found), (MEAN, found["mean"])]
     yield tag("h3", "UA by noise and SNR, with 95 % intervals")
     yield page.table(header, [(name, *(_two_lines(row["ua"]) for row in rows)) for name, rows in shown])
-    yield tag("p", f"Clean: {_interval(found['clean']['ua'])}. Chance: {_percent(found['chance'])}.")
+    yield tag("p", f"Clean: {with_interval(found['clean']['ua'])}. Chance: {percent(found['chance'])}.")
     yield tag("h3", "All scores, mean of noises")
     yield page.table(
         ("in % [95 % interval]", *SCORES.values()),
         [
-            (name, *(_interval(row[score]) for score in SCORES))
+            (name, *(with_interval(row[score]) for score in SCORES))
             for name, row in [("clean", found["clean"]), *((f"{row['snr_db']:g} dB", row) for row in found["mean"])]
         ],
     )
@@ -172,17 +173,7 @@ def _ends(rows: Sequence[Json]) -> NDArray[np.float64]:
     return np.array([[row["ua"][end] for end in ("value", "low", "high")] for row in rows], np.float64)
 
 
-def _percent(value: float | None) -> str:
-    return "—" if value is None else f"{100 * value:.1f}"
-
-
 def _two_lines(score: Mapping[str, float | None]) -> Html:
     """A score with its interval below it, so that many levels fit beside one another."""
-    interval = "" if score["low"] is None else tag("small", f"{_percent(score['low'])} to {_percent(score['high'])}")
-    return Html(_percent(score["value"]) + interval)
-
-
-def _interval(score: Mapping[str, float | None]) -> str:
-    if score["low"] is None:
-        return _percent(score["value"])
-    return f"{_percent(score['value'])} [{_percent(score['low'])}, {_percent(score['high'])}]"
+    interval = "" if score["low"] is None else tag("small", f"{percent(score['low'])} to {percent(score['high'])}")
+    return Html(percent(score["value"]) + interval)

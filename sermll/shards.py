@@ -11,7 +11,6 @@ Several folders, each of another corpus, are opened as one.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sermll.errors import DataError
+from sermll.files import whole
 
 FORMAT = 2
 """Version of the layout below; raised whenever older readers would misread it."""
@@ -70,10 +70,8 @@ def write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     audio = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int16()))
     arrays = [pa.array(columns[field.name], field.type) for field in SHARD_SCHEMA if field.name != "audio"]
     batch = pa.record_batch([*arrays, audio], schema=SHARD_SCHEMA)
-    partial = path.with_suffix(".tmp")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, SHARD_SCHEMA) as writer:
+    with whole(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, SHARD_SCHEMA) as writer:
         writer.write_batch(batch)
-    os.replace(partial, path)
 
 
 def read_shard(path: Path) -> pa.RecordBatch:

@@ -1,7 +1,6 @@
 """The answers of all runs of a campaign as one Parquet dataset: every utterance by the models that never heard it."""
 
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 
 from sermll import results, tally
 from sermll.errors import DataError
+from sermll.files import naming, whole
 
 FOLDER = "predictions"
 
@@ -55,11 +55,10 @@ def _write(path: Path, places: dict[int, Path], columns: dict[str, str]) -> None
         return
     tables = []
     for place in places.values():
-        with tally.naming(place / results.PREDICTIONS):
+        with naming(place / results.PREDICTIONS):
             tables.append(pq.read_table(place / results.PREDICTIONS))
     table = pa.concat_tables(tables)
     for name, value in columns.items():
         table = table.append_column(name, pa.repeat(value, len(table)))
-    partial = path.with_name(f".{path.name}.tmp")  # readers of a dataset pass over names with a dot
-    pq.write_table(table.replace_schema_metadata(holds), partial)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        pq.write_table(table.replace_schema_metadata(holds), partial)

@@ -1,7 +1,9 @@
-"""One table, written for documents: Markdown and LaTeX."""
+"""How numbers are written, and tables for documents: Markdown and LaTeX."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 Rows = Sequence[Sequence[str]]
 
@@ -10,6 +12,28 @@ _LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
 }
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share of 0..1 in percent; a dash where there is none."""
+    if value is None:
+        return "—"
+    return f"{100 * value:.{digits}f}" if math.isfinite(value) else "not finite"
+
+
+def with_interval(score: Mapping[str, Any] | None) -> str:
+    """A score of 0..1 in percent with the interval from its "low" to its "high", where it has one."""
+    if score is None:
+        return "—"
+    if score.get("low") is None or score.get("high") is None:
+        return percent(score["value"])
+    return f"{percent(score['value'])} [{percent(score['low'])}, {percent(score['high'])}]"
+
+
+def cut(line: str, width: int) -> str:
+    """The line cut to the terminal, without characters that would steer it."""
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def markdown(header: Sequence[str], rows: Rows) -> str:

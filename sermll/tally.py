@@ -10,8 +10,7 @@ A group is the rows that test the same utterances; its first row is the referenc
 Intervals and p know of speakers, not of seeds, see `sermll.compare`: the spread over seeds stands beside them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from numpy.typing import NDArray
 
 from sermll import compare, metrics, results
 from sermll.errors import DataError
+from sermll.files import naming, read_json, read_yaml
 
 Json = dict[str, Any]
 Places = Mapping[str, Mapping[int, Path]]
@@ -194,7 +193,7 @@ def read(campaign_dir: Path) -> Json:
     if not path.is_file():
         raise DataError(f"{campaign_dir}: no campaign (no campaign.json); give a folder `campaign-<name>`")
     with naming(path):
-        campaign = results.read_json(path)
+        campaign = read_json(path)
         owners: dict[str, Json] = {}
         for cell in campaign["cells"]:
             labels = {axis: value for axis, value in cell["labels"].items() if axis != FOLD}
@@ -205,17 +204,6 @@ def read(campaign_dir: Path) -> Json:
                     "between them has no effect; take one of them out of the axes"
                 )
     return campaign
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into a DataError that names it."""
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(f"{path}: no {error} in it; was it written by another version?") from None
-    except (OSError, ValueError, TypeError, pa.ArrowException, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be used ({error})") from None
 
 
 def finished(cell: Json) -> dict[int, Path]:
@@ -278,7 +266,7 @@ def _scores(done: Places, folds: Sequence[int], classes: Sequence[str]) -> Score
     histories = []
     for path in (done[seed][fold] / "history.json" for seed in done for fold in folds):
         with naming(path):
-            epochs = [(epoch["dev_ua"], metrics.ua(epoch["test_confusion"])) for epoch in results.read_json(path)]
+            epochs = [(epoch["dev_ua"], metrics.ua(epoch["test_confusion"])) for epoch in read_json(path)]
             histories.append(np.array(epochs, np.float64))
     reached = min(map(len, histories))
     return Scores(
@@ -301,7 +289,7 @@ def _answers(path: Path) -> pa.Table:
 
 def _facts(run: Path) -> Json:
     with naming(run / "run.json"):
-        told = results.read_json(run / "run.json")
+        told = read_json(run / "run.json")
         _ = _identity(told), code_in_words(told["code"]), told["protocol"]["name"], told["protocol"]["leaks"]
         return told
 
@@ -316,12 +304,13 @@ def _cost(run: Path, places: Mapping[int, Path]) -> Cost:
     total = Cost()
     if not places:
         return total
+    settings = read_yaml(run / "config.yaml")
     with naming(run / "config.yaml"):
-        held = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["resources"]
+        held = settings["resources"]
         per_worker = [held["cpus_per_worker"], held["gpus_per_worker"]]
     for place in places.values():
         with naming(place / "result.json"):
-            result = results.read_json(place / "result.json")
+            result = read_json(place / "result.json")
             train_h = result["seconds"] / 3600
             hours = [None if each == "auto" else train_h * held["workers"] * each for each in per_worker]
             total += Cost(result["wall_s"] / 3600, train_h, *hours)

@@ -15,11 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sermll.config import Experiment
 from sermll.errors import DataError
-from sermll.results import read_json, write_json
+from sermll.files import read_json, read_yaml, write_json
+from sermll.results import read_model_settings
 
 RETRY_S = 60.0
 SYNC_S = 5.0
@@ -190,7 +189,7 @@ class Tracker(_Sender):
     def _send(self, *, artifacts: bool) -> None:
         client, memory = self.client(), self._memory()
         run = read_json(self._folder / "run.json")
-        settings = yaml.safe_load((self._folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = read_yaml(self._folder / "config.yaml")
         self._experiment_id(client, memory)
         above = self._campaign.run() if self._campaign else None
         parent = self._known(client, memory, run, settings, self._folder.name, above)
@@ -344,7 +343,7 @@ def upload(run_dir: Path, uri: str | None) -> str | None:
     run_dir = run_dir.absolute()
     if not (run_dir / "metrics.json").exists():
         raise DataError(f"{run_dir}: no metrics.json; give the folder of a finished `sermll train`")
-    settings = Experiment.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+    settings = read_model_settings(run_dir)
     if uri is not None:
         settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"mlflow": uri})})
     return Tracker.of(settings, run_dir).finish()

@@ -25,9 +25,10 @@ from sermll.config import Experiment, run_id, to_yaml
 from sermll.design import Design
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData
+from sermll.files import write_json
 from sermll.loop import FoldJob
 from sermll.protocol import Folds
-from sermll.results import gather, write_json
+from sermll.results import gather
 from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.track import Tracker

@@ -11,7 +11,7 @@ from prepared import tiny_settings
 
 from sermll.campaign import Plan, load_campaign
 from sermll.errors import ConfigError
-from sermll.results import write_json
+from sermll.files import write_json
 
 
 @pytest.fixture

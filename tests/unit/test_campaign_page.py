@@ -13,7 +13,7 @@ from runs import Page, change, write_campaign
 from sermll import pictures
 from sermll.campaign_page import build, text, write
 from sermll.errors import DataError
-from sermll.results import read_json
+from sermll.files import read_json
 from sermll.tally import Tally, tally
 
 SKILL = {"base": 0.6, "better": 0.98, "same": 0.6}

@@ -61,7 +61,7 @@ def test_wrong_usage_exits_with_2() -> None:
         (["train", "x.yaml"], "no such folder; make it with `sermll prepare"),
         (["report", "empty"], "empty"),
         (["compare", "empty"], "needs two runs at least"),
-        (["compare", "empty", "empty"], "no run with results"),
+        (["compare", "empty", "empty"], "no run (no run.json"),
         (["predict", "empty", "a.wav"], "give the folder that `sermll train` printed"),
         (["track", "empty"], "no metrics.json"),
     ],

@@ -18,7 +18,7 @@ from sermll.calibration import TEMPERATURES, fit_temperature
 from sermll.compare import compare
 from sermll.ensemble import ensemble, fit_stack, text
 from sermll.errors import DataError
-from sermll.results import read_json
+from sermll.files import read_json
 
 CLASSES = ["angry", "neutral", "sad"]
 
@@ -184,11 +184,11 @@ def test_what_cannot_be_joined_is_refused(made: list[Path], pair: list[Path], tm
         ensemble(pair[:1], out, "mean")
     with pytest.raises(DataError, match="are one run, 000000000000"):
         ensemble([pair[0], pair[1], made[0]], out, "mean")
-    with pytest.raises(DataError, match=r"nowhere: no run with results"):
+    with pytest.raises(DataError, match=r"nowhere: no run"):
         ensemble([pair[0], tmp_path / "nowhere"], out, "mean")
     (tmp_path / "unfinished").mkdir()
     shutil.copy(pair[0] / "run.json", tmp_path / "unfinished")
-    with pytest.raises(DataError, match=r"unfinished: no run with results"):
+    with pytest.raises(DataError, match=r"unfinished: no results yet"):
         ensemble([pair[0], tmp_path / "unfinished"], out, "mean")
 
     table = pq.read_table(pair[1] / "predictions.parquet")
@@ -215,7 +215,7 @@ def test_what_cannot_be_joined_is_refused(made: list[Path], pair: list[Path], tm
     with pytest.raises(DataError, match="differ in 2 classes"):
         ensemble(pair, out, "mean")
     (pair[1] / "run.json").write_text("{")
-    with pytest.raises(DataError, match="no run with results"):
+    with pytest.raises(DataError, match=r"run\.json: damaged"):
         ensemble(pair, out, "mean")
     assert not out.exists()
 

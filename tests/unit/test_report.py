@@ -348,11 +348,11 @@ def test_folders_that_are_not_runs_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", "{", r"run\.json: cannot be read as JSON"),
+        ("run.json", "{", r"run\.json: damaged"),
         ("run.json", "[]", r"run\.json: damaged \(a list where a dict should be\)"),
         ("run.json", '{"data": {}}', r"run\.json: no 'classes' in it"),
-        ("config.yaml", "a: [", r"config\.yaml: cannot be read as YAML"),
-        ("config.yaml", "word", r"config\.yaml: settings are a mapping"),
+        ("config.yaml", "a: [", r"config\.yaml: damaged"),
+        ("config.yaml", "word", r"config\.yaml: damaged \(a str where a dict should be\)"),
         ("metrics.json", "{}", r"metrics\.json: no 'folds' in it"),
         (
             "metrics.json",
@@ -361,7 +361,7 @@ def test_folders_that_are_not_runs_are_named(tmp_path: Path) -> None:
         ),
         ("fold-0/history.json", "{}", r"history\.json: damaged \(a dict where a list should be\)"),
         ("fold-0/history.json", '[{"epoch": 0, "loss_kl": 1}]', r"history\.json: no 'weight_kl' in it"),
-        ("predictions.parquet", "PAR1", r"predictions\.parquet: cannot be read as Parquet"),
+        ("predictions.parquet", "PAR1", r"predictions\.parquet: damaged"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -11,6 +11,7 @@ from scipy.special import softmax
 from sermll import report, results
 from sermll.calibration import expected_calibration_error, fit_temperature
 from sermll.errors import DataError
+from sermll.files import read_json
 from sermll.metrics import speaker_bootstrap
 
 
@@ -22,8 +23,8 @@ def columns(path: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray, np.
 
 def test_each_fold_is_scaled_by_the_temperature_of_its_dev_utterances(tmp_path: Path) -> None:
     run = gathered(tmp_path / "demo-0123456789ab", sharpness=6.0)
-    classes = results.read_json(run / "run.json")["data"]["classes"]
-    kept = results.read_json(run / "metrics.json")["calibration"]
+    classes = read_json(run / "run.json")["data"]["classes"]
+    kept = read_json(run / "metrics.json")["calibration"]
     said, labels, folds = columns(run / "predictions.parquet", classes)
     dev_said, dev_labels, dev_folds = columns(run / "predictions_dev.parquet", classes)
     scaled = said.copy()
@@ -45,7 +46,7 @@ def test_each_fold_is_scaled_by_the_temperature_of_its_dev_utterances(tmp_path: 
 def test_test_labels_have_no_say_in_the_temperatures(tmp_path: Path) -> None:
     run = gathered(tmp_path / "demo-0123456789ab")
     test, dev = (pq.read_table(run / name) for name in (results.PREDICTIONS, results.DEV_PREDICTIONS))
-    classes = results.read_json(run / "run.json")["data"]["classes"]
+    classes = read_json(run / "run.json")["data"]["classes"]
     wrong = test.set_column(test.column_names.index("label"), "label", [test["label"].to_pylist()[::-1]])
     one, other = (results.calibrate(table, dev, classes) for table in (test, wrong))
     assert one["temperatures"] == other["temperatures"]
@@ -65,3 +66,10 @@ def test_a_gathered_run_can_be_reported_and_its_scores_are_those_of_its_counts(t
     confusion = loaded.confusion()
     assert confusion is not None
     np.testing.assert_array_equal(confusion, counts.sum(axis=0))
+
+
+def test_folds_of_another_version_are_named(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab")
+    (run / "fold-1" / results.DEV_PREDICTIONS).unlink()
+    with pytest.raises(DataError, match=r"fold-1/predictions_dev\.parquet: not there; .* another version"):
+        results.gather(run)

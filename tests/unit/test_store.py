@@ -9,7 +9,7 @@ import pytest
 from runs import change, write_campaign
 
 from sermll.errors import DataError
-from sermll.results import read_json
+from sermll.files import read_json
 from sermll.store import store
 
 AXES = {"variant": ("plain", "a/b"), "seed": ("0", "1")}
@@ -78,5 +78,5 @@ def test_nothing_finished_is_an_empty_folder(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     campaign = write_campaign(tmp_path, AXES, begun)
     (tmp_path / "demo-000000000001" / "fold-0" / "predictions.parquet").write_text("PAR1")
-    with pytest.raises(DataError, match=r"fold-0/predictions\.parquet: cannot be used"):
+    with pytest.raises(DataError, match=r"fold-0/predictions\.parquet: damaged"):
         store(campaign)

@@ -291,12 +291,12 @@ def test_an_axis_without_effect_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", "{", r"run\.json: cannot be used"),
+        ("run.json", "{", r"run\.json: damaged"),
         ("run.json", "{}", r"run\.json: no 'data' in it"),
-        ("config.yaml", "a: [", r"config\.yaml: cannot be used"),
+        ("config.yaml", "a: [", r"config\.yaml: damaged"),
         ("fold-0/result.json", '{"fold": 0}', r"result\.json: no 'seconds' in it"),
         ("fold-0/history.json", '[{"epoch": 0}]', r"history\.json: no 'dev_ua' in it"),
-        ("fold-0/predictions.parquet", "PAR1", r"predictions\.parquet: cannot be used"),
+        ("fold-0/predictions.parquet", "PAR1", r"predictions\.parquet: damaged"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:

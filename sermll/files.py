@@ -1,0 +1,66 @@
+"""Files that appear whole or not at all, and that are named when something is wrong with them."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sermll.errors import DataError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to; the file takes its place when that has ended well.
+
+    Of several writers at once the last one's file is kept, as long as they are on different machines or in different
+    processes: each writes to a name of its own. The name has a dot in front, which readers of a folder pass over.
+    """
+    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with reading a file into a DataError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: not there; was it moved, or written by another version?") from None
+    except KeyError as error:
+        raise DataError(f"{path}: no {error.args[0]!r} in it; was it written by another version?") from None
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # pyarrow's are among them
+        raise DataError(f"{path}: damaged ({error})") from None
+
+
+def write_json(path: Path, value: Any) -> None:  # anything JSON holds
+    """Write a JSON file."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:  # anything JSON holds
+    """Read a JSON file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    with naming(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> Any:  # anything YAML holds
+    """Read a YAML file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    with naming(path):
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
