@@ -29,8 +29,16 @@ def lanes_here(resources: Resources) -> int | None:
     """How many folds this machine trains at once; None if another cluster is to be used."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    fit = int((_local_cpus() - DATA_CPUS) // (resources.workers * resources.cpus_per_worker))
+    fit = lanes_of(_local_cpus(), resources)
     return fit if resources.parallel_folds == "auto" else min(fit, resources.parallel_folds)
+
+
+def lanes_of(cpus: float, resources: Resources) -> int:
+    """How many folds so many CPUs train at once.
+
+    Data tasks must find room beside the training workers, or both would wait for each other for ever.
+    """
+    return int((cpus - DATA_CPUS) // (resources.workers * resources.cpus_per_worker))
 
 
 def _local_cpus() -> int:

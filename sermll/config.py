@@ -457,6 +457,14 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     return _numbers(tree)
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys, the names an override uses."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any], source: str = "config") -> Experiment:
     """Validate the settings `tree` with `overrides`; see `load_experiment`."""
     return validate(Experiment, with_overrides(tree, overrides), f"{source}: not a valid experiment")

@@ -93,7 +93,7 @@ class Design:
         manifest = self.prepared.manifest
         return {
             "data": {
-                "path": self.prepared.path,
+                "paths": list(self.prepared.paths),
                 "data_hash": self.prepared.data_hash,
                 "corpus": self.prepared.corpus,
                 "title": manifest["title"],

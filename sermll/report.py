@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from sermll import metrics, page, pictures
+from sermll.config import flatten
 from sermll.errors import DataError
 from sermll.files import naming, read_json, read_yaml
 from sermll.tables import cut, percent, with_interval
@@ -688,19 +689,11 @@ def _value(value: object) -> str:
     return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and their values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
     """For each run, the settings of science that are not the same in all runs, by short name."""
     outside = ("name", "fold", "resources.", "tracking.", "data.path")
     flats = [
-        {key: value for key, value in _flat(run.settings).items() if not key.startswith(outside)}
+        {key: value for key, value in flatten(run.settings).items() if not key.startswith(outside)}
         | {
             "data": f"{run.facts['data']['title']} {run.facts['data'].get('data_hash', '')[:8]}",
             "code": " ".join(str(run.facts.get("code", {}).get(key) or "")[:12] for key in ("version", "commit")),

@@ -49,16 +49,7 @@ class ResNetEncoder(LogMelMaps):
         self.dim = before
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode a padded batch of waveforms.
-
-        Args:
-            waveform: samples at 16 kHz, float32 [batch, samples], zero after each utterance's end.
-            lengths: samples of each utterance, int64 [batch], at least 1.
-
-        Returns:
-            Frames, float32 [batch, frames, dim], one for each 80 ms and zero in padding, and their mask, bool
-            [batch, frames], true where a frame belongs to the utterance.
-        """
+        """Encode a padded batch of waveforms: frames of 80 ms and their mask, as `LogMelEncoder.forward` gives them."""
         maps, counts = self.maps(waveform, lengths)
         maps, counts = self.stem(maps, counts)
         maps, counts = self.largest(maps.relu()), (counts + 1) // 2

@@ -180,10 +180,7 @@ def _open(run_dir: Path) -> tuple[dict[str, Any], list[FoldModel]]:
     if not results:
         raise DataError(f"{run_dir}: no finished fold; go on with `sermll train`, or give a member of this ensemble")
     # The folders of the settings may be relative to where training was started; the record's are not.
-    path = run["data"]["path"]
-    data = settings.data.model_copy(
-        update={"path": path if isinstance(settings.data.path, str) else tuple(path.split(" + "))}
-    )
+    data = settings.data.model_copy(update={"path": tuple(run["data"]["paths"])})
     design = Design.of(data, settings.protocol)
     _check_design(design, run, run_dir)
     design.prepared.verify()
@@ -222,7 +219,7 @@ def _check_design(design: Design, run: dict[str, Any], run_dir: Path) -> None:
         f"{part}.{key}"
         for part in ("data", "protocol")
         for key, value in now[part].items()
-        if key != "path" and key in run[part] and value != run[part][key]
+        if key != "paths" and key in run[part] and value != run[part][key]
     ]
     raise DataError(
         f"{design.prepared.path}: not the data and folds that {run_dir} was trained on; they differ in "

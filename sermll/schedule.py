@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sermll.cluster import DATA_CPUS
+from sermll.cluster import DATA_CPUS, lanes_of
 from sermll.config import Resources
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData, stream
@@ -152,8 +152,7 @@ def _fit(resources: Resources) -> tuple[float, int]:
     gpus_per_worker = (1.0 if gpus else 0.0) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
     need_cpus = resources.workers * resources.cpus_per_worker
     need_gpus = resources.workers * gpus_per_worker
-    # Data tasks must find room beside the training workers, or both would wait for each other for ever.
-    fit = int((cpus - DATA_CPUS) // need_cpus)
+    fit = lanes_of(cpus, resources)
     if need_gpus:
         fit = min(fit, int(gpus // need_gpus))
     wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds

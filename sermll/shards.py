@@ -112,8 +112,8 @@ def content_hash(corpus: str, classes: Sequence[str], utterances: Iterable[dict[
 class Prepared:
     """Prepared data, opened: one folder, or several joined into one."""
 
-    path: str
-    """The folder, absolute; of joined data the folders with ' + ' between them."""
+    paths: tuple[str, ...]
+    """Folder of each corpus."""
     manifest: dict[str, Any]
     """What manifest.json says; of joined data what holds for them as a whole, see `_join`."""
     table: pa.Table
@@ -166,7 +166,12 @@ class Prepared:
         if content_hash(manifest["corpus"], manifest["classes"], rows) != manifest["data_hash"]:
             raise DataError(f"{path}: utterances.parquet does not give the manifest's data_hash; prepare again")
         named = table.append_column("corpus", pa.array([manifest["corpus"]] * len(table), pa.string()))
-        return cls(str(path), manifest, named, files, {manifest["corpus"]: tuple(manifest["classes"])})
+        return cls((str(path),), manifest, named, files, {manifest["corpus"]: tuple(manifest["classes"])})
+
+    @property
+    def path(self) -> str:
+        """The folders, for people."""
+        return " + ".join(self.paths)
 
     @property
     def corpus(self) -> str:
@@ -247,7 +252,7 @@ def _join(parts: Sequence[Prepared]) -> Prepared:
         tables.append(_prefixed(part.table, part.corpus, len(files)))
         files.extend(part.files)
     corpora = {part.corpus: part.classes for part in parts}
-    return Prepared(" + ".join(part.path for part in parts), manifest, pa.concat_tables(tables), tuple(files), corpora)
+    return Prepared(tuple(part.path for part in parts), manifest, pa.concat_tables(tables), tuple(files), corpora)
 
 
 def _prefixed(table: pa.Table, corpus: str, first_shard: int) -> pa.Table:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sermll.config import Experiment
+from sermll.config import Experiment, flatten
 from sermll.errors import DataError
 from sermll.files import read_json, read_yaml, write_json
 from sermll.results import read_model_settings
@@ -249,7 +249,7 @@ class Tracker(_Sender):
                 name=data["corpus"],
                 digest=data["data_hash"][:12],
                 source_type="local",
-                source=json.dumps({"uri": data["path"]}),
+                source=json.dumps({"uri": " + ".join(data["paths"])}),
                 profile=json.dumps({"utterances": data["utterances"], "hours": data["hours"], **data["counts"]}),
             )
             client.log_inputs(known["run"], [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
@@ -362,14 +362,3 @@ def serve(runs: Path, port: int) -> int:
         raise DataError(f"{runs}: no results were tracked here yet; give the folder of `tracking.runs`")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     return subprocess.call(command)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys, the names an override uses."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

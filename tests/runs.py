@@ -53,7 +53,7 @@ def write_run(
         "code": {"version": "0.1.0", "commit": "0123456789abcdef", "dirty": False},
         "versions": {"torch": "2.12.1", "ray": "2.60.0"},
         "data": {
-            "path": "/data/demo",
+            "paths": ["/data/demo"],
             "data_hash": "feedc0dedeadbeef",
             "corpus": corpus,
             "title": title,
