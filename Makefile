@@ -36,8 +36,9 @@ ray: setup  ## tests on a real Ray cluster on this machine
 audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them
 	$(VENV)/python -m pytest -q -m audio
 
-bench: setup  ## measurements side by side: what a campaign costs beyond training
+bench: setup  ## measurements side by side: what a campaign costs beyond training, what a feature bank saves
 	$(VENV)/python benchmarks/campaign.py
+	$(VENV)/python benchmarks/bank.py
 
 check: setup  ## format, lint, types, floors
 	$(VENV)/ruff format --check .

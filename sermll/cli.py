@@ -132,6 +132,19 @@ def _parser() -> argparse.ArgumentParser:
     matrix.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every cell")
     matrix.add_argument("--dry-run", action="store_true", help="show the cells, needs and time; train nothing")
 
+    search = _verb(
+        verbs,
+        "search",
+        _search,
+        "find loss weights, SNR ranges or any settings by trials that never see the test speakers",
+        "sermll search experiments/loss_search.yaml trials=20 --dry-run",
+    )
+    search.add_argument("search", type=Path, help="search file, see experiments/loss_search.yaml")
+    search.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of the file, such as trials, or settings of every trial"
+    )
+    search.add_argument("--dry-run", action="store_true", help="check the space, show it and the plan; train nothing")
+
     report = _verb(
         verbs,
         "report",
@@ -421,6 +434,29 @@ def _run(options: argparse.Namespace) -> int:
 
     campaign = load_campaign(options.campaign, parse_overrides(options.overrides))
     return _cells(options, campaign, f"sermll run {options.campaign}", build, text, told)
+
+
+def _search(options: argparse.Namespace) -> int:
+    from sermll.config import parse_overrides
+    from sermll.search import load_search, plan_text, run_search
+    from sermll.search_page import text
+
+    search = load_search(options.search, parse_overrides(options.overrides))
+    if options.dry_run:
+        print(plan_text(search))
+        if not options.json:
+            print(f"next: {' '.join(['sermll search', str(options.search), *options.overrides])}")
+        return 0
+    outcome = run_search(search)
+    print(text(outcome.found))
+    print(f"page: {outcome.page}")
+    if outcome.not_tracked:
+        print(f"MLflow has not got everything ({outcome.not_tracked}); the same command sends it", file=sys.stderr)
+    if options.json:
+        _print_json(outcome.as_json())
+    elif outcome.best:
+        print(f"next: sermll train {outcome.best[0]}")
+    return 0
 
 
 def _matrix(options: argparse.Namespace) -> int:

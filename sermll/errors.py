@@ -32,6 +32,10 @@ class TrainingError(SermllError):
     """Training cannot go on: a loss or gradient stopped being finite, or the workers were lost."""
 
 
+class StorageError(SermllError):
+    """A disk has less room than what is to be written needs, or cannot be written."""
+
+
 class AudioError(SermllError):
     """An audio file cannot be used; `reason` is the short word counted in the problems table."""
 

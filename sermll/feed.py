@@ -38,7 +38,7 @@ class FoldData:
     files: tuple[Path, ...]
     """The shards."""
     names: pa.Table
-    """Columns id, speaker, corpus; one row per utterance of the prepared data."""
+    """Columns id, speaker, corpus, audio_sha256; one row per utterance of the prepared data."""
     shard: np.ndarray
     row: np.ndarray
     num_samples: np.ndarray
@@ -56,7 +56,7 @@ class FoldData:
         return cls(
             key=key,
             files=prepared.files,
-            names=prepared.table.select(["id", "speaker", "corpus"]),
+            names=prepared.table.select(["id", "speaker", "corpus", "audio_sha256"]),
             shard=prepared.table["shard"].to_numpy(),
             row=prepared.table["row"].to_numpy(),
             num_samples=prepared.num_samples,

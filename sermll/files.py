@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and that are named when something is wrong with them."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -64,3 +65,23 @@ def read_yaml(path: Path) -> Any:  # anything YAML holds
     """
     with naming(path):
         return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock that other processes respect, and that ends with this process whatever happens to it.
+
+    Args:
+        path: the lock's file, made if need be, on storage that all of them share.
+        wait: until the lock is free.
+
+    Yields:
+        Whether it is held; always true when it was waited for.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True

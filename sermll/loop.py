@@ -70,8 +70,13 @@ def train_fold(
     device: torch.device,
     rank: int = 0,
     workers: int = 1,
+    stop: Callable[[list[dict[str, Any]]], bool] = lambda history: False,
+    encoder: nn.Module | None = None,
 ) -> list[str]:
     """Train a fold from its newest checkpoint to the end, as one of `workers` processes.
+
+    `stop` is given the history after every epoch, by every worker; where it says so, the fold is left unfinished.
+    `encoder` takes the place of the configured one, and reads what `batches` gives as waveforms.
 
     Returns:
         What was wrong with checkpoints that were passed over.
@@ -85,7 +90,7 @@ def train_fold(
     feed = Feed.for_run(job.run, settings, data)
     num_classes = len(data.classes)
     _seed(settings.seed, job.fold)
-    system = System(settings, num_classes).to(device)
+    system = System(settings, num_classes, encoder).to(device)
     optimizer = make_optimizer(system, settings.optim)
 
     averaged = copy.deepcopy(system) if settings.optim.average else None
@@ -137,6 +142,8 @@ def train_fold(
                     for name, split in ((PREDICTIONS, "test"), (DEV_PREDICTIONS, "dev"))
                 }
                 _keep(job, modules, optimizer, history, tables)
+            if stop(history):
+                return faults
     if rank == 0:
         _finish(job, time.monotonic() - started)
     return faults

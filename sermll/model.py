@@ -34,14 +34,23 @@ class Output(NamedTuple):
 class Recognizer(nn.Module):
     """Waveforms to logits: encoder, pooling (FLAM by default), projection to z, classification."""
 
-    def __init__(self, settings: config.Model, num_classes: int, separate_frames: bool = False) -> None:
-        """`separate_frames`: project frames by a linear map of their own instead of the embedding's."""
+    def __init__(
+        self,
+        settings: config.Model,
+        num_classes: int,
+        separate_frames: bool = False,
+        encoder: nn.Module | None = None,
+    ) -> None:
+        """Parameters are drawn from torch's default generator.
+
+        Args:
+            settings: the section of the experiment.
+            num_classes: width of the logits.
+            separate_frames: project frames by a linear map of their own instead of the embedding's.
+            encoder: takes the place of the configured one, which is then not made; its `dim` is the width of a frame.
+        """
         super().__init__()
-        encoder = settings.encoder
-        if isinstance(encoder, config.Pretrained):
-            self.encoder: nn.Module = PretrainedEncoder(encoder)
-        else:
-            self.encoder = FROM_SCRATCH[encoder.kind](**encoder.model_dump(exclude={"kind"}))
+        self.encoder = _encoder(settings.encoder) if encoder is None else encoder
         dim = cast(int, self.encoder.dim)
         sizes = (dim, settings.pool.heads) if isinstance(settings.pool, config.FLAM) else ()
         self.pool = POOLS[settings.pool.kind](*sizes)
@@ -53,13 +62,19 @@ class Recognizer(nn.Module):
         """Recognise a batch.
 
         Args:
-            waveform: float32 (batch, samples) at 16 kHz, zero-padded.
+            waveform: float32 (batch, samples) at 16 kHz, zero-padded; or what the given encoder reads.
             lengths: int64 (batch,) valid samples of each utterance.
         """
         frames, mask = self.encoder(waveform, lengths)
         pooled, frames = self.pool(frames, mask)
         embedding = self.project(pooled)
         return Output(self.classify(embedding), embedding, (self.project_frames or self.project)(frames), mask)
+
+
+def _encoder(settings: config.Pretrained | config.LogMel | config.MFCC | config.ResNet) -> nn.Module:
+    if isinstance(settings, config.Pretrained):
+        return PretrainedEncoder(settings)
+    return FROM_SCRATCH[settings.kind](**settings.model_dump(exclude={"kind"}))
 
 
 class System(nn.Module):
@@ -70,14 +85,15 @@ class System(nn.Module):
     are averaged by their number of utterances.
     """
 
-    def __init__(self, settings: config.Experiment, num_classes: int) -> None:
-        """Parameters are drawn from torch's default generator, which the caller seeds."""
+    def __init__(self, settings: config.Experiment, num_classes: int, encoder: nn.Module | None = None) -> None:
+        """Parameters are drawn from torch's default generator, which the caller seeds; `encoder` as in `Recognizer`."""
         super().__init__()
         supcon = settings.losses.supcon
         self.recognizer = Recognizer(
             settings.model,
             num_classes,
             separate_frames=supcon is not None and supcon.projection == "separate",
+            encoder=encoder,
         )
         self.objective = Objective(settings.losses, num_classes, settings.model.embedding_dim)
         self._gathers = settings.losses.gather

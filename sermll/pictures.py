@@ -7,7 +7,8 @@ classes also differ in their marker. Values that are not finite are left out of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import, so it waits until something is drawn
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.typing import RcKeyType
 
 ACCENT = "#0b5c9e"
@@ -30,6 +33,8 @@ _WIDTH_INCH = 8.6
 
 MOST_PANELS = 12
 """Of a picture with a panel for each fold or row; more would be too small to read."""
+MOST_AXES = 9
+"""Of parallel coordinates, beside those of what is improved."""
 
 _STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture is the same on every machine
@@ -67,6 +72,19 @@ _STYLE: dict[RcKeyType, Any] = {
 }
 
 
+_BEST = _PALETTE[1]
+_MARKS: Mapping[str, Mapping[str, Any]] = {
+    "finished": {"marker": "o", "ms": 6, "mfc": ACCENT, "mec": "white", "mew": 0.6},
+    "as it stands": {"marker": "D", "ms": 6, "mfc": _INK, "mec": "white", "mew": 0.8},
+    "Pareto front": {"marker": "s", "ms": 6, "mfc": "#e69f00", "mec": "white", "mew": 0.6},
+    "best": {"marker": "*", "ms": 12, "mfc": _BEST, "mec": "white", "mew": 0.8},
+    "running": {"marker": ">", "ms": 5.5, "mfc": "white", "mec": ACCENT, "mew": 1.1},
+    "pruned": {"marker": "o", "ms": 5, "mfc": "white", "mec": _GREY, "mew": 1.1},
+    "failed": {"marker": "x", "ms": 6, "mec": _WARNING, "mew": 1.6},
+}
+"""Of trials, the same in every picture of a search."""
+
+
 class Bar(NamedTuple):
     """A row of a forest plot: UA with its interval, and the difference to the group's first row; all in 0..1."""
 
@@ -76,6 +94,36 @@ class Bar(NamedTuple):
     difference: tuple[float, float, float] | None
     verdict: str
     """'higher', 'lower', or anything else."""
+
+
+class Goal(NamedTuple):
+    """What a search improves."""
+
+    label: str
+    """With the unit of its values."""
+    maximize: bool
+
+
+class Trial(NamedTuple):
+    """A trial of a search; all its numbers are finite."""
+
+    number: int
+    """0 is the experiment as it stands."""
+    state: str
+    """'finished', 'pruned', 'failed' or 'running'."""
+    values: tuple[float, ...] | None
+    """One for each goal; None unless the trial is finished."""
+    steps: tuple[tuple[float, float], ...]
+    """Step and value of the first goal, as the pruner was told on the way; steps ascend."""
+    settings: Mapping[str, float | str]
+    """Numbers and words; those that do not apply are absent."""
+    role: str
+    """Of a finished trial 'best', 'Pareto front', 'as it stands', or empty."""
+
+    @property
+    def kind(self) -> str:
+        """Which of _MARKS the trial gets."""
+        return self.role or self.state
 
 
 def save(stem: Path, draw: Callable[[], Figure]) -> bytes:
@@ -697,6 +745,463 @@ def heat_map(
     return figure
 
 
+def trial_history(trials: Sequence[Trial], goals: Sequence[Goal]) -> Figure:
+    """Value by trial, a panel for each goal, and the best so far as steps.
+
+    Args:
+        trials: at least one is finished, or was pruned after a step.
+        goals: one or more.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(_WIDTH_INCH, 2.6 * len(goals) + 0.8)
+    panels = figure.subplots(len(goals), 1, squeeze=False, sharex=True)[:, 0]
+    done = [trial for trial in trials if trial.values is not None]
+    longest = max(trial.number for trial in trials)
+    for index, (panel, goal) in enumerate(zip(panels, goals, strict=True)):
+        foot = panel.get_xaxis_transform()  # for trials without a value: x in trials, y in parts of the panel
+        values = _values(done, index)
+        if done:
+            best = (np.maximum if goal.maximize else np.minimum).accumulate(values)
+            ends = [*(trial.number for trial in done), longest + 0.4]
+            panel.step(ends, [*best, best[-1]], where="post", color=_INK, linewidth=1.2, alpha=0.55, zorder=1)
+        _points(panel, done, [trial.number for trial in done], values)
+        for trial in trials:
+            mark = {**_MARKS[trial.state], "ls": ""}
+            if trial.state == "pruned" and trial.steps and len(goals) == 1:
+                panel.plot(trial.number, trial.steps[-1][1], **mark)
+            elif trial.values is None:
+                panel.plot(trial.number, 0.04, transform=foot, clip_on=False, **mark)
+        panel.margins(y=0.16)
+        panel.set_ylabel(goal.label)
+        panel.grid(axis="y")
+    panels[-1].set_xlabel("trial")
+    panels[-1].set_xlim(-0.02 * longest - 0.5, 1.02 * longest + 0.5)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    keys = _mark_keys(trials)
+    if done:
+        keys.append(Line2D([], [], color=_INK, linewidth=1.2, alpha=0.55, label="best so far"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2, handletextpad=0.4)
+    return figure
+
+
+def trial_curves(trials: Sequence[Trial], goal: Goal) -> Figure:
+    """What the pruner was told of each trial, step by step.
+
+    Args:
+        trials: at least one has a step.
+        goal: the first.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(_WIDTH_INCH, 3.9)
+    axes = figure.subplots()
+    drawn = [trial for trial in trials if trial.steps]
+    pale = float(np.clip(12 / len(drawn), 0.25, 0.75))
+    looks: dict[str, dict[str, Any]] = {
+        "finished": {"color": ACCENT, "linewidth": 1.1, "alpha": pale},
+        "pruned": {"color": _GREY, "linewidth": 1.0, "alpha": pale},
+        "failed": {"color": _WARNING, "linewidth": 1.0, "alpha": pale},
+        "running": {"color": ACCENT, "linewidth": 1.1, "linestyle": (0, (3, 2))},
+        "as it stands": {"color": _INK, "linewidth": 1.8, "zorder": 3},
+        "best": {"color": _BEST, "linewidth": 2.4, "zorder": 4},
+    }
+    looks["Pareto front"] = looks["finished"]  # of several goals, of which only one is drawn
+    for trial in drawn:
+        look = looks[trial.kind]
+        axes.plot(*np.array(trial.steps).T, **look)
+        if trial.values is None or len(trial.steps) == 1:  # where it ended; a line through one point is not seen
+            axes.plot(*trial.steps[-1], **{**_MARKS[trial.kind], "zorder": look.get("zorder", 2)})
+    axes.set_xlabel("step")
+    axes.set_ylabel(goal.label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y")
+    keys = []
+    for kind, look in looks.items():
+        mark = _MARKS[kind] if kind in ("pruned", "failed", "running") else {}
+        if any(trial.kind == kind for trial in drawn) and kind != "Pareto front":
+            keys.append(Line2D([], [], **{**look, **mark, "alpha": 1}, label=kind))
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2)
+    return figure
+
+
+def importances(shares: Mapping[str, float]) -> Figure:
+    """A bar for each setting, the most important on top.
+
+    Args:
+        shares: at least one, in 0..1, by setting.
+    """
+    order = sorted(shares, key=lambda name: (-shares[name], name))
+    figure = _figure(_WIDTH_INCH, 0.29 * len(order) + 0.8)
+    axes = figure.subplots()
+    percent = [100 * shares[name] for name in order]
+    axes.barh(range(len(order)), percent, height=0.62, color=ACCENT, alpha=0.85)
+    for place, value in enumerate(percent):
+        axes.text(value + 0.01 * max(percent), place, f"{value:.0f} %", va="center", fontsize=8.5)
+    axes.set_yticks(range(len(order)), [_end_of(name, 40) for name in order])
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(0, max(1.12 * max(percent), 10.0))
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("importance in %")
+    axes.grid(axis="x")
+    return figure
+
+
+def slices(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal], index: int) -> Figure:
+    """Value against each setting, a small panel each; words stand in columns, with their median.
+
+    Args:
+        trials: finished ones.
+        names: settings; the first MOST_PANELS are drawn.
+        goals: those of the search.
+        index: of the goal that is drawn.
+    """
+    shown = names[:MOST_PANELS]
+    if len(shown) == 1:
+        figure = _figure(5.4, 3.4)
+        panels = figure.subplots(1, 1, squeeze=False)
+    else:
+        figure, panels = _small_panels(len(shown), most=4, ratio=0.86, share=False)
+    values = _values(trials, index)
+    margin = 0.08 * (values.max() - values.min()) or 1.0
+    for number, (panel, name) in enumerate(zip(panels.flat, shown, strict=False)):
+        having = [trial for trial in trials if name in trial.settings]
+        settings, heights = [trial.settings[name] for trial in having], _values(having, index)
+        scale = _Scale(settings)
+        places = np.array([scale.place(setting) for setting in settings])
+        for word, middle in scale.words.items():
+            own = [place for place, setting in enumerate(settings) if setting == word]
+            if len(own) > 1:
+                places[own] += 0.7 * scale.reach * np.linspace(-1, 1, len(own))  # so that equal values are told apart
+                ends = (middle - scale.reach, middle + scale.reach)
+                panel.hlines(np.median(heights[own]), *ends, color=_INK, linewidth=1.4, zorder=3.5)
+        if scale.words and scale.numeric:
+            panel.axvline(scale.border, color=_PALE, linewidth=1.0)
+        _points(panel, having, places, heights)
+        panel.set_xlim(*scale.ends)
+        panel.set_ylim(values.min() - margin, values.max() + margin)
+        labels = [_short(label, 12) for _, label in scale.ticks]
+        crowded = not scale.numeric and sum(map(len, labels)) + 2 * len(labels) > 26
+        slant = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        panel.set_xticks([place for place, _ in scale.ticks], labels, fontsize=7.5, **slant)
+        panel.tick_params(axis="y", labelleft=number % panels.shape[1] == 0)
+        panel.set_title(_end_of(name, 23 if len(shown) > 1 else 50), fontsize=8.5, pad=4)
+        panel.grid(axis="y")
+    for panel in panels[:, 0]:
+        panel.set_ylabel(goals[index].label)
+    keys = _mark_keys(trials)
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2, handletextpad=0.2)
+    return figure
+
+
+def parallel(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal]) -> Figure:
+    """A line for each trial through its settings to its values; the better, the darker and, at the end, the higher.
+
+    Args:
+        trials: finished ones.
+        names: settings, one axis each; the first MOST_AXES are drawn.
+        goals: one axis each, after those of the settings; the first gives the colours.
+    """
+    from matplotlib.lines import Line2D
+
+    shown = names[:MOST_AXES]
+    figure = _figure(_WIDTH_INCH, 4.6)
+    axes = figure.subplots()
+    columns: list[list[float | str | None]] = [[trial.settings.get(name) for trial in trials] for name in shown]
+    columns += [_values(trials, index).tolist() for index in range(len(goals))]
+    turned = [False] * len(shown) + [not goal.maximize for goal in goals]
+    paths = [_upright(axes, across, *column) for across, column in enumerate(zip(columns, turned, strict=True))]
+    heights = np.stack(paths, axis=1)
+    colours = _better(_values(trials, 0), goals[0])
+    looks: dict[str, dict[str, Any]] = {
+        "as it stands": {"color": _INK, "linewidth": 1.8, "linestyle": (0, (4, 2)), "zorder": 3},
+        "best": {"color": _BEST, "linewidth": 2.4, "zorder": 4},
+    }
+    thin = float(np.clip(40 / len(trials), 0.5, 1.3))
+    order = np.argsort(_values(trials, 0), kind="stable")
+    for row in order if goals[0].maximize else order[::-1]:  # the better above the worse
+        look = looks.get(trials[row].kind, {"color": colours.to_rgba(columns[len(shown)][row]), "linewidth": thin})
+        axes.plot(range(len(columns)), heights[row], marker="o", ms=2 * thin, **look)
+    axes.set_xlim(-0.05 * len(columns), len(columns) - 1 + 0.02 * len(columns))
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([])
+    labels = [_end_of(name, 24) for name in (*shown, *(goal.label for goal in goals))]
+    axes.set_xticks(range(len(columns)), labels, rotation=25, ha="left", rotation_mode="anchor")
+    axes.tick_params(axis="x", top=False, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.spines[:].set_visible(False)
+    keys = [Line2D([], [], color=ACCENT, linewidth=1.3, label="finished, darker is better")]
+    kinds = {trial.kind for trial in trials}
+    keys += [Line2D([], [], **look, label=kind) for kind, look in looks.items() if kind in kinds]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.4)
+    return figure
+
+
+def _upright(axes: Axes, across: int, column: Sequence[float | str | None], turned: bool) -> NDArray[np.float64]:
+    """Draw one axis of parallel coordinates; its low end is on top where it is `turned`.
+
+    Returns:
+        [T] heights of the column's values in 0..1, NaN for None.
+    """
+    scale = _Scale(value for value in column if value is not None)
+    low, high = reversed(scale.ends) if turned else scale.ends
+    axes.axvline(across, color=_GREY, linewidth=0.9, zorder=5)
+    under = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+    for place, label in scale.ticks:
+        height = (place - low) / (high - low)
+        axes.plot(across, height, "_", ms=5, color=_GREY, zorder=5)
+        look = {"ha": "right", "va": "center", "fontsize": 7, "bbox": under, "zorder": 6}
+        axes.annotate(_short(label, 10), (across, height), (-4, 0), textcoords="offset points", **look)
+    places = np.array([math.nan if value is None else scale.place(value) for value in column])
+    return (places - low) / (high - low)
+
+
+def pareto(trials: Sequence[Trial], goals: Sequence[Goal]) -> Figure:
+    """The finished trials by each pair of goals; the line joins those that none beats in both of the pair.
+
+    Args:
+        trials: finished ones.
+        goals: two or more.
+    """
+    pairs = list(combinations(range(len(goals)), 2))[:MOST_PANELS]
+    columns = min(3, len(pairs))
+    rows = math.ceil(len(pairs) / columns)
+    side = {1: 5.6, 2: 4.2, 3: 2.9}[columns]
+    figure = _figure(side * columns, 0.82 * side * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat[len(pairs) :]:
+        panel.set_visible(False)
+    for panel, pair in zip(panels.flat, pairs, strict=False):
+        x, y = (_values(trials, index) for index in pair)
+        up = [goals[index].maximize for index in pair]
+        edge = _edge(x if up[0] else -x, y if up[1] else -y)
+        panel.step(x[edge], y[edge], where="post", color=_BEST, linewidth=1.4, alpha=0.7, zorder=1)
+        _points(panel, trials, x, y)
+        front = [place for place, trial in enumerate(trials) if trial.kind in ("best", "Pareto front")]
+        panel.margins(0.12)
+        named: list[int] = []
+        for place in sorted(front, key=lambda place: trials[place].kind != "best") if len(front) <= 10 else ():
+            near = [abs(each[named] - each[place]) < 0.03 * np.ptp(each) for each in (x, y)]
+            if not (near[0] & near[1]).any():  # numbers over one another cannot be read
+                named.append(place)
+                where = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7.5, "zorder": 7}
+                panel.annotate(str(trials[place].number), (x[place], y[place]), **where)
+        arrow = ("↗" if up[1] else "↘") if up[0] else ("↖" if up[1] else "↙")
+        panel.set_title(
+            f"better {arrow}", loc="right" if up[0] else "left", color=_GREY, fontsize=8, fontweight="normal"
+        )
+        panel.set_xlabel(goals[pair[0]].label)
+        panel.set_ylabel(goals[pair[1]].label)
+        panel.grid()
+    keys = _mark_keys(trials)
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2, handletextpad=0.2)
+    return figure
+
+
+def mixtures(trials: Sequence[Trial], weights: Mapping[str, NDArray[np.float64]], goal: Goal) -> Figure:
+    """Triangles of three weights each, coloured by value: in a corner its weight is alone, in the middle all are equal.
+
+    Args:
+        trials: T finished ones.
+        weights: [T] of at least three names, 0 or more, in units that can be compared; NaN leaves a trial out.
+        goal: the first, which gives the colours.
+    """
+    triples = list(combinations(weights, 3))[:MOST_PANELS]
+    columns = 1 if len(triples) == 1 else 2 if len(triples) <= 4 else 4
+    rows = math.ceil(len(triples) / columns)
+    side = {1: 5.4, 2: 4.3, 4: 2.4}[columns]
+    figure = _figure(side * columns + 0.9, 0.92 * side * rows + 0.3)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat[len(triples) :]:
+        panel.set_visible(False)
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]])
+    colours = _better(_values(trials, 0), goal)
+    for panel, names in zip(panels.flat, triples, strict=False):
+        panel.plot(*corners[[0, 1, 2, 0]].T, color=_GREY, linewidth=0.9, zorder=1)
+        for share in (0.25, 0.5, 0.75):
+            for corner in range(3):
+                others = [corners[(corner + turn) % 3] for turn in (1, 2)]
+                ends = np.array([share * corners[corner] + (1 - share) * other for other in others])
+                panel.plot(*ends.T, color=_PALE, linewidth=0.7, zorder=0)
+        stack = np.stack([weights[name] for name in names], axis=1)
+        total = stack.sum(axis=1)
+        drawn = np.flatnonzero(np.isfinite(total) & (total > 0)).tolist()
+        x, y = (stack[drawn] / total[drawn, None] @ corners).T
+        _coloured(panel, [trials[row] for row in drawn], x, y, colours)
+        for place, name, where in zip(corners, names, ("left", "right", "center"), strict=True):
+            shift, level = (-0.05, "top") if where != "center" else (0.04, "bottom")
+            panel.text(
+                place[0], place[1] + shift, _end_of(name, 24), ha=where, va=level, fontsize=8.5, fontweight="bold"
+            )
+        panel.set_xlim(-0.08, 1.08)
+        panel.set_ylim(-0.13, 1.0)
+        panel.set_aspect("equal")
+        panel.set_axis_off()
+    _quality_bar(figure, panels, colours, goal)
+    return figure
+
+
+def plane(trials: Sequence[Trial], across: str, up: str, goal: Goal) -> Figure:
+    """The finished trials in the plane of two settings, coloured by value.
+
+    Args:
+        trials: finished ones that have both settings.
+        across: name of a setting.
+        up: likewise.
+        goal: the first, which gives the colours.
+    """
+    figure = _figure(6.6, 4.4)
+    axes = figure.subplots()
+    places = []
+    for name in (across, up):
+        scale = _Scale(trial.settings[name] for trial in trials)
+        places.append([scale.place(trial.settings[name]) for trial in trials])
+        side = axes.xaxis if name == across else axes.yaxis
+        side.set_ticks([place for place, _ in scale.ticks], [_short(label, 12) for _, label in scale.ticks])
+        side.set_label_text(_end_of(name, 50))
+        (axes.set_xlim if name == across else axes.set_ylim)(*scale.ends)
+        if scale.words and scale.numeric:
+            (axes.axvline if name == across else axes.axhline)(scale.border, color=_PALE, linewidth=1.0)
+    colours = _better(_values(trials, 0), goal)
+    _coloured(axes, trials, places[0], places[1], colours)
+    axes.grid()
+    _quality_bar(figure, axes, colours, goal)
+    return figure
+
+
+class _Scale:
+    """Where the values of a setting stand along an axis: numbers from 0 to 1, words below them or, alone, side by side.
+
+    Numbers are placed by their logarithm where they are positive and span more than a decade.
+    """
+
+    _APART = 0.28
+
+    def __init__(self, values: Iterable[float | str]) -> None:
+        values = set(values)
+        self._numbers = sorted(value for value in values if not isinstance(value, str))
+        words = sorted(value for value in values if isinstance(value, str))
+        self.numeric = bool(self._numbers)
+        if self.numeric:
+            self.words = {word: -self._APART * (place + 1) for place, word in enumerate(words)}
+            self.reach = 0.3 * self._APART
+            """Half the width of a word's column."""
+            self.ends = (-self._APART * len(words) - (0.17 if words else 0.07), 1.07)
+        else:
+            self.words = {word: (place + 0.5) / len(words) for place, word in enumerate(words)}
+            self.reach, self.ends = 0.3 / max(1, len(words)), (0.0, 1.0)
+        self.border = -self._APART / 2
+        """Between words and numbers."""
+        low, high = (self._numbers[0], self._numbers[-1]) if self.numeric else (0.0, 1.0)
+        self._log = 0 < 10 * low < high
+        self._ends = (math.log(low), math.log(high)) if self._log else (low, high)
+
+    def place(self, value: float | str) -> float:
+        """Of one of the values, or of a number between them."""
+        if isinstance(value, str):
+            return self.words[value]
+        low, high = self._ends
+        return ((math.log(value) if self._log else value) - low) / (high - low) if high > low else 0.5
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and labels, few enough for a small panel."""
+        return [
+            *((place, word) for word, place in self.words.items()),
+            *((self.place(number), f"{number:.4g}") for number in self._round_numbers()),
+        ]
+
+    def _round_numbers(self) -> Sequence[float]:
+        from matplotlib.ticker import MaxNLocator
+
+        if len(self._numbers) < 2:
+            return self._numbers
+        low, high = self._numbers[0], self._numbers[-1]
+        if self._log:
+            decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            ticks: list[float] = []
+            for factors in ((1, 2, 5), (1, 3), (1,)):
+                ticks = [factor * 10.0**decade for decade in decades for factor in factors]
+                ticks = [tick for tick in ticks if low <= tick * (1 + 1e-9) and tick * (1 - 1e-9) <= high]
+                if len(ticks) <= 4:
+                    break
+            return ticks[:: math.ceil(len(ticks) / 4)]
+        whole = all(number == round(number) for number in self._numbers)
+        if whole and len(self._numbers) <= 4 and min(np.diff(self._numbers)) > 0.15 * (high - low):
+            return self._numbers
+        return [
+            tick
+            for tick in MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+            if low <= tick <= high
+        ]
+
+
+def _values(trials: Sequence[Trial], index: int) -> NDArray[np.float64]:
+    """[T] values of one goal; all trials are finished."""
+    return np.array([trial.values[index] for trial in trials if trial.values is not None], np.float64)
+
+
+def _mark_keys(trials: Sequence[Trial]) -> list[Line2D]:
+    """The legend of the marks that these trials have."""
+    from matplotlib.lines import Line2D
+
+    kinds = {trial.kind for trial in trials}
+    return [Line2D([], [], ls="", label=kind, **mark) for kind, mark in _MARKS.items() if kind in kinds]
+
+
+def _points(
+    axes: Axes,
+    trials: Sequence[Trial],
+    x: Sequence[float] | NDArray[np.float64],
+    y: Sequence[float] | NDArray[np.float64],
+) -> None:
+    """The marks of finished trials, the best on top."""
+    for height, kind in enumerate(("finished", "as it stands", "Pareto front", "best")):
+        own = [place for place, trial in enumerate(trials) if trial.kind == kind]
+        axes.plot([x[place] for place in own], [y[place] for place in own], ls="", zorder=3 + height, **_MARKS[kind])
+
+
+def _coloured(
+    axes: Axes,
+    trials: Sequence[Trial],
+    x: Sequence[float] | NDArray[np.float64],
+    y: Sequence[float] | NDArray[np.float64],
+    colours: ScalarMappable,
+) -> None:
+    """Finished trials in the colour of their value; a ring tells the best, a diamond the experiment as it stands."""
+    for trial, left, foot, colour in zip(trials, x, y, colours.to_rgba(_values(trials, 0)), strict=True):
+        best = trial.kind == "best"
+        ring = {"mec": _BEST, "mew": 2.2, "ms": 10.5} if best else {"mec": "white", "mew": 0.6, "ms": 8}
+        axes.plot(left, foot, "o" if trial.number else "D", mfc=colour, **ring, zorder=4 if best else 3, clip_on=False)
+
+
+def _better(values: NDArray[np.float64], goal: Goal) -> ScalarMappable:
+    """Colours of values, the darker the better."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    shades = LinearSegmentedColormap.from_list("better", ["#cfe0ef", "#5a9bd0", ACCENT, "#062f54"])
+    low, high = float(values.min()), float(values.max())
+    around = 0.5 if low == high else 0.0
+    return ScalarMappable(Normalize(low - around, high + around), shades if goal.maximize else shades.reversed())
+
+
+def _quality_bar(figure: Figure, panels: Any, colours: ScalarMappable, goal: Goal) -> None:
+    bar = figure.colorbar(colours, ax=panels, shrink=0.8, pad=0.03, aspect=28)
+    bar.set_label(f"{goal.label}, darker is better")
+    bar.outline.set_visible(False)
+
+
+def _edge(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
+    """Places of the points that none beats in both, by descending x; more is better."""
+    edge: list[int] = []
+    for place in sorted(range(len(x)), key=lambda place: (-x[place], -y[place])):
+        if not edge or y[place] > y[edge[-1]]:
+            edge.append(place)
+    return edge
+
+
 def _figure(width_inch: float, height_inch: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -776,3 +1281,9 @@ def _short(name: str, width: int = 24) -> str:
     """A name that fits a picture: one line, cut with an ellipsis, without characters that an SVG file must not hold."""
     name = "".join(character if character.isprintable() else "?" for character in " ".join(name.split()))
     return name if len(name) <= width else name[: width - 1].rstrip() + "…"
+
+
+def _end_of(name: str, width: int) -> str:
+    """The same of a dotted key, whose end tells more than its beginning."""
+    name = _short(name, len(name))
+    return name if len(name) <= width else "…" + name[1 - width :]

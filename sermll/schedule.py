@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -139,6 +139,13 @@ def _shape(job: FoldJob) -> Resources:
     return Resources.model_validate(job.settings["resources"])
 
 
+def gpus_per_worker(resources: Resources, have: Mapping[str, float]) -> float:
+    """GPUs of each training process on a cluster that has so much."""
+    if resources.gpus_per_worker == "auto":
+        return 1.0 if have.get("GPU") else 0.0
+    return resources.gpus_per_worker
+
+
 def _fit(resources: Resources) -> tuple[float, int]:
     """GPUs per worker, and how many lanes the cluster holds now, no more than were asked for.
 
@@ -149,9 +156,9 @@ def _fit(resources: Resources) -> tuple[float, int]:
 
     have = ray.cluster_resources()
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    gpus_per_worker = (1.0 if gpus else 0.0) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
+    each = gpus_per_worker(resources, have)
     need_cpus = resources.workers * resources.cpus_per_worker
-    need_gpus = resources.workers * gpus_per_worker
+    need_gpus = resources.workers * each
     fit = lanes_of(cpus, resources)
     if need_gpus:
         fit = min(fit, int(gpus // need_gpus))
@@ -161,7 +168,7 @@ def _fit(resources: Resources) -> tuple[float, int]:
             f"{wanted} fold(s) at once need {wanted * need_cpus + DATA_CPUS:g} CPUs and {wanted * need_gpus:g} GPUs, "
             f"the cluster has {cpus:g} and {gpus:g}; lower resources.workers, cpus_per_worker or parallel_folds"
         )
-    return gpus_per_worker, fit if resources.parallel_folds == "auto" else wanted
+    return each, fit if resources.parallel_folds == "auto" else wanted
 
 
 def _train_group(

@@ -136,6 +136,77 @@ class CampaignTracker(_Sender):
         client.set_terminated(run)
 
 
+class SearchTracker(_Sender):
+    """The MLflow run of a search, above one for each trial."""
+
+    @classmethod
+    def of(cls, experiment: Experiment, folder: Path) -> "SearchTracker":
+        """The tracker of a search for settings of `experiment`."""
+        uri = _uri(experiment, folder.parent)
+        return cls(folder, uri, experiment.tracking.experiment or experiment.name)
+
+    def finish(self) -> str | None:
+        """Send what search.json says and the page; returns what went wrong, None if nothing did."""
+        if self._uri is None:
+            return None
+        self._attempt(self._send)
+        return self._fault
+
+    def _send(self) -> None:
+        client, memory = self.client(), self._memory()
+        told = read_json(self._folder / "search.json")
+        experiment = self._experiment_id(client, memory)
+        if "search" not in memory["runs"]:
+            tags = {
+                "sermll.search": told["name"],
+                "sermll.sampler": told["sampler"],
+                "sermll.pruner": told["pruner"],
+                "sermll.protocol": told["protocol"],
+                "sermll.version": told["code"]["version"],
+                "sermll.commit": str(told["code"]["commit"]),
+                "sermll.dirty": str(told["code"]["dirty"]),
+                **{f"sermll.space.{name}"[:250]: words[:5000] for name, words in told["space"].items()},
+            }
+            memory["runs"]["search"] = client.create_run(experiment, run_name=self._folder.name, tags=tags).info.run_id
+            self._remember(memory)
+        above = memory["runs"]["search"]
+        for study in told["studies"]:
+            for trial in study["trials"]:
+                name = f"fold {'-'.join(map(str, study['test_folds']))} trial {trial['number']}"
+                if trial["state"] != "RUNNING" and name not in memory["runs"]:
+                    memory["runs"][name] = self._send_trial(client, experiment, above, told, name, trial)
+                    self._remember(memory)
+        if told["final"]:
+            for row in ("searched", "defaults"):
+                client.log_metric(above, f"test_ua_{row}", told["final"][row]["value"])
+        client.log_artifact(above, str(self._folder / "search.json"))
+        client.log_artifacts(above, str(self._folder / "report"), "report")
+        client.set_terminated(above)
+
+    def _send_trial(
+        self, client: Any, experiment: str, above: str, told: dict[str, Any], name: str, trial: dict[str, Any]
+    ) -> str:
+        from mlflow.entities import Metric, Param
+
+        tags = {
+            "mlflow.parentRunId": above,
+            "sermll.search": told["name"],
+            "sermll.trial": str(trial["number"]),
+            "sermll.state": trial["state"],
+            **({"sermll.note": trial["note"]} if trial["note"] else {}),
+        }
+        run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        now = int(time.time() * 1000)
+        aims = zip(told["objectives"], trial["values"] or [], strict=False)
+        found = {**{aim["name"]: value for aim, value in aims}, **(trial["all"] or {})}
+        metrics = [Metric(key, value, now, 0) for key, value in found.items()]
+        metrics += [Metric("dev_ua_so_far", value, now, step) for step, value in trial["intermediate"]]
+        params = [Param(key, str(value)[:6000]) for key, value in trial["settings"].items()]
+        client.log_batch(run, metrics=metrics[:1000], params=params[:100])
+        client.set_terminated(run, {"FAIL": "FAILED", "PRUNED": "KILLED"}.get(trial["state"], "FINISHED"))
+        return run
+
+
 class Tracker(_Sender):
     """Brings MLflow up to date with a run's folder."""
 

@@ -1,0 +1,118 @@
+"""Searches without training: what trials may see, and files that make no sense."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from prepared import tiny_settings
+
+from sermll.design import Design
+from sermll.errors import ConfigError
+from sermll.search import inner_design, load_search, plan_text
+from sermll.study import Taken
+
+SPACE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}, "losses.focal.weight": {"uniform": [0.1, 2]}}
+
+
+def write_search(folder: Path, data: Path, **keys: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "x.yaml").write_text(yaml.safe_dump(tiny_settings(data, folder / "runs")))
+    path = folder / "x.search.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", "experiment": "x.yaml", "space": SPACE} | keys, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("held_out", [(0,), (4,), (9,), (2, 5)])
+def test_no_inner_fold_holds_an_utterance_of_who_is_tested(
+    settings: Callable[..., Any], held_out: tuple[int, ...]
+) -> None:
+    experiment = settings()
+    design = Design.of(experiment.data, experiment.protocol)
+    speakers = np.array(design.prepared.table["speaker"].to_pylist())
+    tested = {speaker for fold in held_out for speaker in design.folds.folds[fold].speakers["test"]}
+    inner = inner_design(design, held_out, 3)
+    devs = []
+    for fold in inner.folds.folds:
+        seen = {split: set(speakers[rows]) for split, rows in fold.rows.items()}
+        assert not seen["test"] and not seen["train"] & seen["dev"]
+        assert seen["train"] | seen["dev"] == set(speakers) - tested
+        assert seen == {split: set(names) for split, names in fold.speakers.items()}
+        devs.append(seen["dev"])
+    assert len(set.union(*devs)) == sum(map(len, devs)) == 3  # each dev speaker once
+    assert inner.hash not in (design.hash, inner_design(design, held_out, 2).hash)
+    with pytest.raises(ConfigError, match=f"has {10 - len(held_out)} other"):
+        inner_design(design, held_out, 10)
+
+
+def test_a_protocol_of_one_fold_lends_its_own_dev_speakers(settings: Callable[..., Any]) -> None:
+    experiment = settings()
+    design = Design.of(experiment.data, experiment.protocol)
+    alone = replace(design, folds=replace(design.folds, folds=design.folds.folds[:1]))
+    (fold,) = inner_design(alone, (0,), 1).folds.folds
+    first = design.folds.folds[0]
+    np.testing.assert_array_equal(fold.rows["dev"], first.rows["dev"])
+    np.testing.assert_array_equal(fold.rows["train"], first.rows["train"])
+    with pytest.raises(ConfigError, match=r"has 1 other \(its own dev speakers\)"):
+        inner_design(alone, (0,), 2)
+
+
+def test_nested_searches_hold_out_one_fold_each(tiny_data: Path, tmp_path: Path) -> None:
+    path = write_search(tmp_path, tiny_data, nested=True)
+    search = load_search(path, {})
+    assert [inner.test_folds for inner in search.studies] == [(fold,) for fold in range(10)]
+    assert (
+        len({inner.folder for inner in search.studies} | {search.fingerprint(inner) for inner in search.studies}) == 20
+    )
+    assert [inner.test_folds for inner in load_search(path, {"test_folds": [3, 1]}).studies] == [(3,), (1,)]
+    assert [inner.test_folds for inner in load_search(path, {"nested": False, "test_folds": [3, 1]}).studies] == [
+        (3, 1)
+    ]
+
+
+def test_a_trial_is_the_experiment_with_its_overrides_for_each_seed_and_inner_fold(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    search = load_search(write_search(tmp_path, tiny_data, seeds=[0, 7], inner_folds=2), {"optim.epochs": 3})
+    jobs = search.jobs(search.studies[0], Taken(4, {"optim.lr": 0.005}))
+    assert [(job.settings["seed"], job.fold) for job in jobs] == [(0, 0), (0, 1), (7, 0), (7, 1)]
+    assert all(job.settings["optim"]["lr"] == 0.005 and job.settings["optim"]["epochs"] == 3 for job in jobs)
+    assert len({job.folder for job in jobs}) == 4 and all("/fold-0/trials/0004-" in job.folder for job in jobs)
+
+
+def test_the_plan_names_who_chooses_and_how(tiny_data: Path, tmp_path: Path) -> None:
+    told = plan_text(load_search(write_search(tmp_path, tiny_data), {"trials": 7, "pruner": "asha"}))
+    for words in ("7 trials", "log 0.0001 to 0.01", "proposed by tpe, ended early by asha", "4 epochs in all"):
+        assert words in told
+    assert "dev 08" in told and "dev 09" in told and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "overrides", "message"),
+    [
+        ({"spaec": {}}, {}, "did you mean 'space'"),
+        ({"space": {}}, {}, "nothing to search"),
+        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, {}, "low < high"),
+        ({"objectives": ["accuracy"]}, {}, "objectives"),
+        ({"objectives": ["dev_ua", "dev_ua"]}, {}, "stands there twice"),
+        ({"objectives": ["dev_ua", "ece"], "pruner": "asha"}, {}, "give none"),
+        ({"objectives": ["ece"], "pruner": "median"}, {}, "give none"),
+        ({"first": [{"optim.lrr": 1}]}, {}, "did you mean 'lr'"),
+        ({"test_folds": [10]}, {}, "has the folds 0 to 9"),
+        ({"trials": 0}, {}, "trials"),
+        ({}, {"seed": 3}, "says its seeds"),
+        ({"overrides": {"fold": 1}}, {}, "says its test_folds"),
+        ({}, {"optim.lr": 0.1}, r"space.optim.lr sets optim.lr, and so does overrides"),
+        ({}, {"resources.workers": 2}, "a trial trains in one process"),
+        ({"inner_folds": 30}, {}, "has 9 other"),
+    ],
+)
+def test_files_that_make_no_sense_are_refused(
+    tiny_data: Path, tmp_path: Path, keys: dict[str, Any], overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_search(write_search(tmp_path, tiny_data, **keys), overrides)
+    assert not (tmp_path / "runs").exists()

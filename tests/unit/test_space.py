@@ -1,0 +1,182 @@
+"""What a search chooses from: points of the space, as overrides that make valid experiments."""
+
+import json
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from scipy import stats
+
+from sermll.config import resolve
+from sermll.errors import ConfigError
+from sermll.space import Choice, Drawn, check, params_of, settings_of, suggest
+
+BASE = {
+    "name": "demo",
+    "data": {"path": "data/demo"},
+    "model": {"encoder": {"kind": "logmel"}},
+    "losses": {"kl": {"weight": 0.5}, "focal": {"weight": 0.3}, "supcon": {"weight": 0.2}},
+}
+WEIGHTS = ("losses.kl.weight", "losses.focal.weight", "losses.supcon.weight")
+
+
+def space_of(**entries: dict[str, Any]) -> dict[str, Choice]:
+    return {name.replace("__", "."): Choice.model_validate(entry) for name, entry in entries.items()}
+
+
+def tree_of(base: dict[str, Any]) -> dict[str, Any]:
+    return resolve(base, {}).model_dump(mode="json")
+
+
+def points(space: dict[str, Choice], base: dict[str, Any], count: int = 300) -> list[dict[str, Any]]:
+    tree = tree_of(base)
+    return [suggest(space, tree, Drawn(np.random.default_rng([1, number]))) for number in range(count)]
+
+
+def test_each_kind_stays_within_its_bounds_and_is_spread_over_them() -> None:
+    space = space_of(
+        optim__decay={"uniform": [0.5, 0.9]},
+        optim__lr={"loguniform": [1e-5, 1e-1]},
+        optim__batch_size={"int": [4, 7]},
+        model__pool__kind={"choice": ["flam", "mean"]},
+    )
+    drawn = points(space, BASE)
+    assert stats.kstest([point["optim.decay"] for point in drawn], stats.uniform(0.5, 0.4).cdf).pvalue > 0.01
+    assert stats.kstest([point["optim.lr"] for point in drawn], stats.loguniform(1e-5, 1e-1).cdf).pvalue > 0.01
+    assert {point["optim.batch_size"] for point in drawn} == {4, 5, 6, 7}
+    assert {point["model.pool.kind"] for point in drawn} == {"flam", "mean"}
+
+
+def test_a_range_is_low_below_high_and_within_its_bounds() -> None:
+    for point in points(space_of(mixup__snr_db={"range": [-15, 20]}), BASE):
+        low, high = point["mixup.snr_db"]
+        assert -15 <= low < high <= 20
+
+
+def test_weights_on_a_simplex_have_their_sum_and_are_evenly_spread() -> None:
+    drawn = points(space_of(weights={"simplex": list(WEIGHTS), "sum": 2.0}), BASE, 2000)
+    parts = np.array([[point[key] for key in WEIGHTS] for point in drawn])
+    np.testing.assert_allclose(parts.sum(axis=1), 2.0)
+    assert (parts > 0).all()
+    for share in (parts / 2).T:  # each alone is a Beta(1, 2) there, but for the ends that are cut off
+        assert stats.kstest(share, stats.beta(1, 2).cdf).statistic < 0.05
+
+
+def test_settings_of_a_loss_that_is_off_are_not_chosen() -> None:
+    space = space_of(
+        losses__supcon__weight={"uniform": [0.1, 1]},
+        losses__supcon__temperature={"loguniform": [0.05, 1]},
+        losses__supcon={"choice": [None, {}]},
+    )
+    for point in points(space, BASE):
+        on = point["losses.supcon"] is not None
+        assert ("losses.supcon.weight" in point) == ("losses.supcon.temperature" in point) == on
+        experiment = resolve(BASE, point)
+        assert (experiment.losses.supcon is not None) == on
+        kept = settings_of(space, experiment)
+        assert kept["losses.supcon"] == ("on" if on else None)
+        assert kept["losses.supcon.weight"] == (point["losses.supcon.weight"] if on else None)
+
+
+def test_a_loss_that_the_experiment_has_not_can_be_turned_on() -> None:
+    base = {**BASE, "losses": {"supcon": None}}
+    space = space_of(losses__supcon={"choice": [None, {}]}, losses__supcon__weight={"uniform": [0.1, 1]})
+    found = [point for point in points(space, base) if point["losses.supcon"] == {}]
+    assert found and all(resolve(base, point).losses.supcon is not None for point in found)
+
+
+def test_what_waits_for_another_setting_is_chosen_with_it_alone() -> None:
+    space = space_of(
+        model__pool__heads={"choice": [4, 8], "when": {"model.pool.kind": "flam"}},
+        model__pool__kind={"choice": ["flam", "mean"]},
+    )
+    for point in points(space, BASE):
+        assert ("model.pool.heads" in point) == (point["model.pool.kind"] == "flam")
+        assert "model.pool.heads" not in settings_of(space, resolve(BASE, point)) or "model.pool.heads" in point
+
+
+SPACE = space_of(
+    optim__lr={"loguniform": [1e-5, 1e-1]},
+    optim__batch_size={"int": [4, 32]},
+    optim__decay={"uniform": [0.5, 1.0]},
+    mixup__snr_db={"range": [-15, 20]},
+    model__pool__kind={"choice": ["flam", "mean"]},
+    weights={"simplex": list(WEIGHTS)},
+)
+
+
+def test_a_point_comes_back_from_what_it_would_have_had_to_choose() -> None:
+    tree = tree_of(BASE)
+    for point in [{}, *points(SPACE, BASE, 50)]:
+        settings = resolve(BASE, point).model_dump(mode="json")
+        params = params_of(SPACE, settings, point)
+        assert len(params) == 4 + 2 + 3
+        again = suggest(SPACE, tree, optuna.trial.FixedTrial(params))
+        kept = settings_of(SPACE, resolve(BASE, again))
+        for key, value in settings_of(SPACE, resolve(BASE, point)).items():
+            assert kept[key] == pytest.approx(value) if not isinstance(value, str) else kept[key] == value
+
+
+def test_what_is_no_number_or_not_within_is_left_open() -> None:
+    base = {**BASE, "losses": {}, "optim": {"lr": 0.5}}  # weights are auto, the rate lies outside
+    params = params_of(SPACE, tree_of(base), {})
+    assert params.keys() == {
+        *("optim.batch_size", "optim.decay", "mixup.snr_db.low", "mixup.snr_db.share", "model.pool.kind")
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({}, "give one of uniform, .* found none"),
+        ({"uniform": [0, 1], "int": [0, 1]}, "found uniform, int"),
+        ({"uniform": [1, 1]}, "low < high"),
+        ({"loguniform": [0, 1]}, "above 0"),
+        ({"choice": ["a"]}, "two values at least"),
+        ({"choice": [[1], [1]]}, "each once"),
+        ({"simplex": ["a"]}, "two values at least"),
+        ({"uniform": [0, 1], "sum": 2}, "sum has no effect"),
+        ({"uniform": [0, float("nan")]}, "finite"),
+    ],
+)
+def test_entries_that_make_no_sense_are_refused(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Choice.model_validate(entry)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "the space is empty"),
+        ({"optim__lrr": {"uniform": [0.1, 1]}}, "did you mean 'lr'"),
+        ({"protocol__dev_speakers": {"int": [1, 3]}}, "decides what is asked"),
+        ({"seed": {"int": [1, 3]}}, "decides what is asked"),
+        ({"data__path": {"choice": ["a", "b"]}}, "decides what is asked"),
+        ({"optim__epochs": {"int": [1, 3]}}, r"space.optim.epochs sets optim.epochs, and so does overrides"),
+        ({"optim__lr": {"uniform": [0.1, 1]}, "w": {"simplex": ["optim.lr", "optim.decay"]}}, "so does space.optim.lr"),
+        ({"optim__average": {"uniform": [0.1, 1.5]}}, "Such a trial would be asked of the space: optim.average=1.5"),
+        ({"optim__decay": {"uniform": [-1, 0.5]}}, "optim.decay=-1.0"),
+        ({"mixup__snr_db": {"range": [-80, 20]}}, "snr_db needs -60"),
+        ({"optim__lr": {"uniform": [0.1, 1], "when": {"model.pool.kind": "mean"}}}, "never be chosen"),
+        ({"model__pool__heads": {"choice": [8, 16]}, "model__pool__kind": {"choice": ["flam", "max"]}}, "heads"),
+    ],
+)
+def test_spaces_that_make_invalid_experiments_are_refused(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(space_of(**space), {**BASE, "optim": {"epochs": 5}}, {"optim.epochs": 5}, "x.yaml")
+
+
+def test_weights_of_a_loss_that_is_always_off_are_refused() -> None:
+    space = space_of(losses__center__weight={"loguniform": [1e-4, 1e-2]}, optim__lr={"uniform": [0.1, 1]})
+    with pytest.raises(ConfigError, match=r"losses\.center\.weight would never be chosen"):
+        check(space, {**BASE, "losses": {"center": None}}, {}, "x.yaml")
+
+
+def test_words_say_what_is_chosen_from() -> None:
+    space = json.loads(
+        '{"a": {"loguniform": [0.05, 2]}, "b": {"range": [-15, 20]}, "c": {"choice": [null, {}, "x", 3]}, '
+        '"d": {"int": [1, 4], "when": {"a": 1}}, "e": {"simplex": ["a", "b"]}}'
+    )
+    words = [Choice.model_validate(entry).words() for entry in space.values()]
+    assert words == ["log 0.05 to 2", "range within -15 to 20", "off, on, x, 3", "1 to 4, with a=1", "weights of sum 1"]

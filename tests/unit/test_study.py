@@ -1,0 +1,152 @@
+"""A search's memory: proposals, dead drivers, early ends, fronts. No training, no Ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from sermll.errors import DataError
+from sermll.space import Chooser
+from sermll.study import Rules, Study
+
+MEDIAN = Rules("tpe", "median", ("maximize",), seed=0, warm_up_steps=1)
+
+
+def choose(trial: Chooser) -> dict[str, float]:
+    return {"x": trial.suggest_float("x", 0, 1)}
+
+
+def open_study(folder: Path, rules: Rules = MEDIAN, storage: str = "x.journal") -> Study:
+    """A journal by default: it is quicker than SQLite, of which `storage` is "" here."""
+    folder.mkdir(exist_ok=True)
+    return Study(folder, "x", str(folder / storage) if storage.endswith(".journal") else storage or None, rules)
+
+
+def test_guesses_come_first_with_their_overrides_and_what_has_no_number_is_left_open(tmp_path: Path) -> None:
+    with open_study(tmp_path) as study:
+        study.begin([({}, {}), ({"x": 0.25}, {"x": 0.25})])
+        study.begin([({}, {})])  # a second driver adds none
+        taken = [study.take(4, choose) for _ in range(4)]
+        assert [one.number for one in taken if one] == [0, 1, 2, 3]
+        assert taken[0] and taken[0].overrides == {} and study.trials()[0].params == {}
+        assert taken[1] and taken[1].overrides == {"x": 0.25} and study.trials()[1].params == {"x": 0.25}
+        assert taken[2] and taken[2].overrides == study.trials()[2].params
+        assert study.take(4, choose) is None
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "nsga3", "random"])
+def test_a_study_proposes_the_same_however_often_it_is_opened_again(tmp_path: Path, sampler: str) -> None:
+    proposed = []
+    for name, opened in (("one", [5]), ("two", [2, 1, 2])):
+        rules = Rules(sampler, "none", ("maximize",), seed=3, warm_up_steps=1)  # type: ignore[arg-type]
+        told = []
+        for count in opened:
+            with open_study(tmp_path / name, rules) as study:
+                for _ in range(count):
+                    taken = study.take(5, choose)
+                    assert taken
+                    told.append(taken.overrides["x"])
+                    study.tell(taken.number, [taken.overrides["x"]], "", {})
+        proposed.append(told)
+    assert proposed[0] == pytest.approx(proposed[1])
+    assert len(set(proposed[0])) == 5
+
+
+@pytest.mark.parametrize("storage", ["", "x.journal"])
+def test_a_trial_of_a_dead_driver_is_taken_over_and_one_of_a_living_driver_is_not(tmp_path: Path, storage: str) -> None:
+    script = (
+        "import sys, os; from pathlib import Path; from test_study import *\n"
+        "study = open_study(Path(sys.argv[1]), storage=sys.argv[2]); print(study.take(9, choose).overrides)\n"
+        "sys.stdout.flush(); sys.stdin.readline(); os.kill(os.getpid(), 9)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), storage],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert process.stdin and process.stdout
+    held = process.stdout.readline()
+    with open_study(tmp_path, storage=storage) as study:
+        mine = study.take(9, choose)
+        assert mine and mine.number == 1 and study.waiting_for_others()
+        process.communicate("die\n")
+        assert not study.waiting_for_others()
+        taken = study.take(9, choose)
+        assert taken and taken.number == 0 and str(taken.overrides) == held.strip()
+        study.tell(0, [0.5], "", {"seconds": 1.0})
+        assert study.trials()[0].state is TrialState.COMPLETE and study.trials()[0].user_attrs["seconds"] == 1.0
+        left = study.take(9, choose)
+        assert left and left.number == 2 and len(study.trials()) == 3
+
+
+def test_ends_are_told_apart(tmp_path: Path) -> None:
+    with open_study(tmp_path) as study:
+        for _ in range(3):
+            study.take(3, choose)
+        study.tell(0, [0.5], "", {})
+        study.tell(1, None, "out of memory", {})
+        study.tell(2, None, "", {})
+        assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "FAIL", "PRUNED"]
+        assert study.trials()[1].user_attrs["note"] == "out of memory"
+        assert study.best() == 0
+
+
+def test_poor_trials_are_ended_and_the_reference_never_is(tmp_path: Path) -> None:
+    with open_study(tmp_path) as study:
+        for number in range(8):
+            study.take(9, choose)
+            for step in (1, 2, 3):
+                ended = study.report(number, step, 0.0 if number in (0, 7) else 0.5 + number / 100)
+                assert ended == (number == 7 and step > 1)  # the first step is let pass, five trials are waited for
+            study.tell(number, None if number == 7 else [0.5], "", {})
+        assert study.trials()[7].state is TrialState.PRUNED
+
+
+def test_the_front_is_that_of_a_slow_loop_and_its_first_objective_decides(tmp_path: Path) -> None:
+    rules = Rules("random", "none", ("maximize", "minimize"), seed=0, warm_up_steps=1)
+    generator = np.random.default_rng(0)
+    points = generator.integers(0, 6, (20, 2)).astype(float)
+    with open_study(tmp_path, rules) as study:
+        assert study.best() is None and study.front() == []
+        for point in points:
+            taken = study.take(20, choose)
+            assert taken
+            study.tell(taken.number, point.tolist(), "", {})
+        bettered = {
+            one
+            for one in range(20)
+            for other in range(20)
+            if points[other, 0] >= points[one, 0]
+            and points[other, 1] <= points[one, 1]
+            and (points[other] != points[one]).any()
+        }
+        assert study.front() == sorted(set(range(20)) - bettered)
+        assert points[study.best(), 0] == points[study.front(), 0].max()
+
+
+def test_importance_finds_what_matters_and_leaves_out_who_chose_nothing(tmp_path: Path) -> None:
+    def both(trial: Chooser) -> dict[str, float]:
+        return {name: trial.suggest_float(name, 0, 1) for name in ("matters", "idle")}
+
+    rules = Rules("random", "none", ("maximize",), seed=0, warm_up_steps=1)
+    with open_study(tmp_path, rules) as study:
+        study.begin([({}, {})])
+        assert study.importance() == {}
+        for _ in range(30):
+            taken = study.take(30, both)
+            assert taken
+            study.tell(taken.number, [taken.overrides.get("matters", 0.1) ** 2], "", {})
+        found = study.importance()
+    assert found.keys() == {"matters", "idle"}
+    assert found["matters"] > 0.8 and sum(found.values()) == pytest.approx(1)
+
+
+def test_a_storage_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"storage nodb://\*\*\*@x/y: cannot be opened") as caught:
+        open_study(tmp_path, storage="nodb://me:secret@x/y")
+    assert "secret" not in str(caught.value)
