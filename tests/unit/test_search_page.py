@@ -236,10 +236,11 @@ def test_headline_tells_the_test_and_what_it_is_worth(tmp_path: Path, quick: Any
     alone = {
         **FINAL,
         "difference": None,
-        "verdict": "no difference shown",
         "searched": {"value": 0.5, "low": None, "high": None},
     }
     said = Page(build(write(tmp_path / "c", search(study(3), final=alone)))).text
+    same = {**FINAL, "difference": None, "runs": {"searched": ["/runs/one"], "defaults": ["/runs/one"]}}
+    assert "They are the same: no choice was better" in text(search(study(3), final=same))
     assert "The two were not compared" in said and "UA 50.0 %\non 4 speakers" in said
 
 
@@ -343,10 +344,10 @@ def test_what_is_not_finite_has_no_value(tmp_path: Path, quick: dict[str, Callab
 def test_inner_folds_that_leak_are_told(tmp_path: Path, quick: Any) -> None:
     given = study(3)
     given["inner"][1]["train"] += ["02"]
-    assert (
-        "LEAK, values are too high: inner fold 2 trains and values on 02."
-        in Page(build(write(tmp_path, search(given)))).text
-    )
+    leak = "fold 0: train and test share 1 speakers (a)"
+    said = Page(build(write(tmp_path, search(given, leaks=[leak])))).text
+    assert "LEAK, values are too high: inner fold 2 trains and values on 02." in said
+    assert f"LEAK, scores are too high: {leak}." in said
 
 
 @pytest.mark.parametrize(
