@@ -438,8 +438,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     from sermll.config import parse_overrides
-    from sermll.search import load_search, plan_text, run_search
+    from sermll.search import run_search
     from sermll.search_page import text
+    from sermll.search_plan import load_search, plan_text
 
     search = load_search(options.search, parse_overrides(options.overrides))
     if options.dry_run:

@@ -339,7 +339,7 @@ def _headline(found: Json, studies: Sequence[Study]) -> list[str]:
         (f"The experiment as it stands: {with_interval(stands)}." if stands else yet) + f" Chance {chance}.",
         _verdict(final),
         "Chosen without test speakers: tested once after the search, "
-        f"by {page.count(range(final['test_reads']), 'run')}.",
+        f"by {page.count(range(final['test_reads']), 'trained fold')}.",
     ]
 
 

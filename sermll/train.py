@@ -25,7 +25,7 @@ from sermll.config import Experiment, run_id, to_yaml
 from sermll.design import Design
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData
-from sermll.files import write_json
+from sermll.files import whole, write_json
 from sermll.loop import FoldJob
 from sermll.protocol import Folds
 from sermll.results import gather
@@ -153,7 +153,8 @@ class Run:
             if (self.folder / "run.json").exists():
                 return
             everything = self.experiment.model_copy(update={"fold": None})
-            (self.folder / "config.yaml").write_text(to_yaml(everything), encoding="utf-8")
+            with whole(self.folder / "config.yaml") as partial:
+                partial.write_text(to_yaml(everything), encoding="utf-8")
             description = {
                 "run_id": self.id,
                 "name": self.experiment.name,

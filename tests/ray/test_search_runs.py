@@ -21,7 +21,8 @@ from sermll.config import load_experiment
 from sermll.design import Design
 from sermll.errors import ConfigError
 from sermll.files import read_json
-from sermll.search import Outcome, load_search, run_search
+from sermll.search import Outcome, run_search
+from sermll.search_plan import load_search
 
 pytestmark = pytest.mark.ray
 SPACE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}, "losses.focal.weight": {"uniform": [0.1, 2]}}
@@ -214,8 +215,8 @@ def test_sixteen_processes_share_one_study_and_one_mlflow_store(tmp_path: Path) 
 def test_trials_train_on_a_feature_bank_of_a_frozen_encoder(ray_cluster: None, tiny_data: Path, tmp_path: Path) -> None:
     from transformers import WavLMConfig, WavLMModel
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    WavLMModel(WavLMConfig(**sizes)).save_pretrained(tmp_path / "encoder")
+    tiny = WavLMConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    WavLMModel(tiny).save_pretrained(tmp_path / "encoder")
     encoder = {"kind": "pretrained", "name": str(tmp_path / "encoder"), "tune": "none"}
     frozen = {f"model.encoder.{key}": value for key, value in encoder.items()}
     space = {**SPACE, "mixup.snr_db": {"range": [-10, 10]}}

@@ -220,7 +220,7 @@ def test_headline_tells_the_test_and_what_it_is_worth(tmp_path: Path, quick: Any
                 "as it stands: 53.1 [47.2, 59.3]. Chance 12.5.",
                 "No difference shown: +2.0 points [-1.0, +5.0], p 0.2500",
             ),
-            "Chosen without test speakers: tested once after the search, by 2 runs.",
+            "Chosen without test speakers: tested once after the search, by 2 trained folds.",
         ):
             assert told in said
     page = Page(tmp_path / "a" / "report" / "index.html").text

@@ -12,7 +12,7 @@ from prepared import tiny_settings
 
 from sermll.design import Design
 from sermll.errors import ConfigError
-from sermll.search import inner_design, load_search, plan_text
+from sermll.search_plan import inner_design, load_search, plan_text
 from sermll.study import Taken
 
 SPACE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}, "losses.focal.weight": {"uniform": [0.1, 2]}}

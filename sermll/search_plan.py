@@ -1,0 +1,275 @@
+"""What a search asks: its file, the speakers its trials may hear, what each trial trains. Nothing is started here."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sermll.bank_plan import Recipe
+from sermll.campaign import CampaignBase
+from sermll.config import EAM, Experiment, read_yaml, resolve, run_id, validate, with_overrides
+from sermll.design import Design
+from sermll.errors import ConfigError, ProtocolError
+from sermll.files import read_json
+from sermll.loop import FoldJob
+from sermll.protocol import Fold, Folds, find_leaks
+from sermll.space import Choice, check
+from sermll.study import Pruner, Sampler, Taken
+from sermll.train import Designs
+
+Objective = Literal["dev_ua", "worst_speaker_ua", "ece", "seconds"]
+DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
+    "dev_ua": "maximize",
+    "worst_speaker_ua": "maximize",
+    "ece": "minimize",
+    "seconds": "minimize",
+}
+
+
+class SearchFile(CampaignBase):
+    """What a search file holds."""
+
+    space: dict[str, Choice] = Field(description="what trials choose, see `sermll.space`")
+    first: tuple[dict[str, Any], ...] = Field(
+        default=(), description="overrides of the trials after the first, which is the experiment as it stands"
+    )
+    objectives: tuple[Objective, ...] = Field(
+        default=("dev_ua",),
+        min_length=1,
+        description="means over inner folds and seeds: dev UA, UA of the worst dev speaker, ECE on dev, seconds",
+    )
+    trials: int = Field(default=30, ge=1, description="how many, those that fail or are ended early among them")
+    sampler: Sampler = Field(default="tpe", description="what proposes: tpe, gp, cmaes, nsga2, nsga3 or random")
+    sampler_seed: int = Field(default=0, ge=0)
+    pruner: Pruner | Literal["auto"] = Field(
+        default="auto",
+        description="what ends poor trials early, by inner fold and by epoch: median, asha or none; auto: median, with "
+        "other objectives than dev UA alone none, since only dev UA is known after every epoch",
+    )
+    inner_folds: int = Field(default=2, ge=1, description="of each trial; other folds' test speakers are their dev")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of each trial, and of the final runs")
+    test_folds: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="scored at the end, seen by no trial; null: fold 0, nested: all"
+    )
+    nested: bool = Field(default=False, description="a search of its own for each test fold: the number to publish")
+    test: bool = Field(default=True, description="score the test folds when the trials are done")
+    bank_mixes: int | None = Field(
+        default=None,
+        ge=1,
+        description="with a frozen encoder: trials train on a feature bank with so many mixes of each utterance",
+    )
+    storage: str | None = Field(
+        default=None, description="URL of a database, or a file *.journal; null: SQLite in the search's folder"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SearchFile":
+        for name in ("objectives", "seeds", "test_folds"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: a value stands there twice")
+        if self.pruner not in ("auto", "none") and self.objectives != ("dev_ua",):
+            raise ValueError(
+                f"pruner={self.pruner} ends trials by their dev UA after each epoch; with the objectives "
+                f"{', '.join(self.objectives)} give none"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What the trials of one study may see."""
+
+    test_folds: tuple[int, ...]
+    """Of the protocol; their test speakers, and theirs alone, are held out."""
+    design: Design
+    """Folds of the other speakers, with nobody in test."""
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """Names the test folds."""
+        return f"fold{'s' if len(self.test_folds) > 1 else ''} {', '.join(map(str, self.test_folds))}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search, its data and folds opened; nothing is written."""
+
+    file: SearchFile
+    source: Path
+    tree: Mapping[str, Any]
+    """The experiment's settings, as its file and the search's overrides have them."""
+    experiment: Experiment
+    folder: Path
+    designs: Designs
+    studies: tuple[Inner, ...]
+
+    @property
+    def pruner(self) -> Pruner:
+        """The rule that ends trials early."""
+        if self.file.pruner != "auto":
+            return self.file.pruner
+        return "median" if self.file.objectives == ("dev_ua",) else "none"
+
+    def fingerprint(self, inner: Inner) -> str:
+        """Of everything that makes trials comparable."""
+        told = [
+            {name: choice.model_dump(mode="json") for name, choice in self.file.space.items()},
+            self.file.model_dump(
+                mode="json", include={"first", "objectives", "sampler", "sampler_seed", "seeds", "bank_mixes"}
+            ),
+            [self.pruner, self.experiment.science(), inner.design.hash],
+        ]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What a feature bank holds for the trials; None: they hear waveforms."""
+        if self.file.bank_mixes is None:
+            return None
+        mixup, chosen = self.experiment.mixup, self.file.space.get("mixup.snr_db")
+        pairs = [mixup.snr_db] if isinstance(mixup, EAM) else []
+        if chosen is not None:
+            pairs += [chosen.range] if chosen.range else list(chosen.choice or ())
+        if not pairs:
+            raise ConfigError(f"bank_mixes={self.file.bank_mixes} has no effect: no trial mixes with mixup.kind=eam")
+        widest = (min(pair[0] for pair in pairs), max(pair[1] for pair in pairs))
+        return Recipe.of(self.experiment, self.file.bank_mixes, widest)
+
+    def jobs(self, inner: Inner, taken: Taken) -> list[FoldJob]:
+        """What a trial trains: for each seed every inner fold."""
+        found = []
+        for seed in self.file.seeds:
+            experiment = resolve(self.tree, {**taken.overrides, "seed": seed}, str(self.source))
+            name = run_id(experiment, inner.design.hash)
+            settings = experiment.model_dump(mode="json")
+            for fold in inner.design.folds.folds:
+                folder = inner.folder / "trials" / f"{taken.number:04d}-{name}" / f"fold-{fold.index}"
+                title = f"trial {taken.number}, inner fold {fold.index}"
+                found.append(FoldJob(f"{name}/fold-{fold.index}", title, settings, fold.index, str(folder)))
+        return found
+
+
+def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
+    """Read a search file and open its data.
+
+    Args:
+        path: the file.
+        overrides: keys of the file, such as `trials`, or settings of every trial.
+
+    Raises:
+        ConfigError: the file, the space or a setting is not valid.
+        DataError, ProtocolError: the data and folds do not go together, or nobody is left to search with.
+    """
+    tree = read_yaml(path, "search")
+    own = {key: value for key, value in overrides.items() if key in SearchFile.model_fields}
+    file = validate(SearchFile, {**tree, **own}, f"{path}: not a valid search")
+    settings = {key: value for key, value in overrides.items() if key not in own}
+    for key in ("seed", "fold"):
+        if key in settings or key in file.overrides:
+            raise ConfigError(f"{key}: a search says its {'seeds' if key == 'seed' else 'test_folds'}; give those")
+    everywhere = {"name": file.name, **file.overrides, **settings}
+    base = with_overrides(read_yaml(path.parent / file.experiment, "experiment"), everywhere)
+    check(file.space, base, everywhere, str(path))
+    experiment = resolve(base, {}, str(path))
+    for number, guess in enumerate(file.first):
+        resolve(base, guess, f"{path}: first[{number}]")
+    if experiment.resources.workers > 1:
+        raise ConfigError(
+            f"resources.workers={experiment.resources.workers}: a trial trains in one process, and as many trials as "
+            "fit are trained at once; give resources.workers=1"
+        )
+    fixed = [key for name, choice in file.space.items() for key in choice.keys(name)]
+    fixed = [key for key in fixed if key.split(".")[0] == "data" or key.startswith("model.encoder")]
+    if file.bank_mixes is not None and fixed:
+        raise ConfigError(
+            f"{path}: a trial that chooses {fixed[0]} needs other features than a bank holds; search it apart"
+        )
+    designs = Designs()
+    design = designs.of(experiment)
+    folder = Path(experiment.tracking.runs).expanduser().absolute() / f"search-{file.name}"
+    last = len(design.folds.folds) - 1
+    tested = file.test_folds or (tuple(range(last + 1)) if file.nested else (0,))
+    if max(tested) > last or min(tested) < 0:
+        raise ConfigError(f"test_folds={list(tested)}: protocol {design.folds.name!r} has the folds 0 to {last}")
+    held = [(fold,) for fold in tested] if file.nested else [tested]
+    studies = tuple(
+        Inner(folds, inner_design(design, folds, file.inner_folds), folder / f"fold-{'-'.join(map(str, folds))}")
+        for folds in held
+    )
+    search = Search(file, path, base, experiment, folder, designs, studies)
+    _ = search.recipe  # what no bank can hold is refused before anything starts
+    return search
+
+
+def inner_design(design: Design, held_out: Sequence[int], count: int) -> Design:
+    """The design of trials that never see the test speakers of some folds.
+
+    The dev speakers of an inner fold are the test speakers of another fold of the protocol, the next ones first; all
+    other speakers that are not held out train. A protocol with a single fold has one inner fold: its own train and dev.
+
+    Raises:
+        ConfigError: fewer other folds than `count`.
+        ProtocolError: somebody or something is both held out and trained on.
+    """
+    folds = {fold.index: fold for fold in design.folds.folds}
+    table = design.prepared.table
+    speakers = np.asarray(table["speaker"].to_pylist())
+    hidden = sorted({speaker for index in held_out for speaker in folds[index].speakers["test"]})
+    seen = np.unique(np.concatenate([rows for fold in folds.values() for rows in fold.rows.values()]))
+    pool = seen[~np.isin(speakers[seen], hidden)]
+    order = sorted(index for index in folds if index not in held_out)
+    order = [index for index in order if index > max(held_out)] + [index for index in order if index < max(held_out)]
+    groups = [[speaker for speaker in folds[index].speakers["test"] if speaker not in hidden] for index in order]
+    if not order:
+        groups = [list(folds[held_out[0]].speakers["dev"])]
+    groups = [group for group in groups if group]
+    if count > len(groups):
+        raise ConfigError(
+            f"inner_folds={count}: with the test folds {', '.join(map(str, held_out))} held out, protocol "
+            f"{design.folds.name!r} has {len(groups)} other{'' if order else ' (its own dev speakers)'}; give fewer"
+        )
+    nobody = np.zeros(0, np.int64)
+    inner = []
+    for index, dev in enumerate(groups[:count]):
+        is_dev = np.isin(speakers[pool], dev)
+        train = tuple(sorted(set(speakers[pool[~is_dev]].tolist())))
+        rows = {"train": pool[~is_dev], "dev": pool[is_dev], "test": nobody}
+        inner.append(Fold(index, rows, {"train": train, "dev": tuple(dev), "test": ()}))
+        if not (len(rows["train"]) and len(rows["dev"])):
+            raise ProtocolError(f"inner fold {index}: nobody is left to train or to choose by; hold out fewer folds")
+    outside = np.unique(np.concatenate([folds[index].rows["test"] for index in held_out]))
+    apart = Fold(0, {"train": pool, "dev": nobody, "test": outside}, {"train": (), "dev": (), "test": ()})
+    leaks = [leak for fold in (*inner, apart) for leak in find_leaks(fold, table)]
+    if leaks and not design.leaks:  # where the protocol leaks, its user has allowed it, and every result says so
+        raise ProtocolError(f"trials would see what is tested: {leaks[0]}")
+    return replace(design, folds=Folds(f"inside {design.folds.name}", tuple(inner)))
+
+
+def plan_text(search: Search) -> str:
+    """What would be done, for the terminal."""
+    file = search.file
+    lines = [f"search {file.name}: {file.trials} trials{' for each test fold' if file.nested else ''}", ""]
+    width = max(map(len, file.space))
+    lines += [f"{name:<{width}}  {choice.words()}" for name, choice in file.space.items()]
+    aims = ", ".join(f"{name} ({DIRECTIONS[name]})" for name in file.objectives)
+    lines += ["", f"objective: {aims}; proposed by {file.sampler}, ended early by {search.pruner}"]
+    lines.append(f"first: the experiment as it stands{f', then {len(file.first)} more given' if file.first else ''}")
+    each = len(file.seeds) * len(search.studies[0].design.folds.folds) * search.experiment.optim.epochs
+    lines.append(f"a trial: {len(file.seeds)} seed(s) x {file.inner_folds} inner fold(s), {each} epochs in all")
+    for inner in search.studies:
+        lines.append(f"test {inner.title}, seen by no trial")
+        for fold in inner.design.folds.folds:
+            told = f"trains on {len(fold.speakers['train'])} speakers, dev {' '.join(fold.speakers['dev'])}"
+            lines.append(f"  inner fold {fold.index} {told}")
+    done = read_json(search.folder / "search.json") if (search.folder / "search.json").is_file() else None
+    if done:
+        finished = sum(trial["state"] != "RUNNING" for study in done["studies"] for trial in study["trials"])
+        lines.append(f"{finished} trials are done already")
+    return "\n".join(lines)

@@ -1,0 +1,274 @@
+"""The trials of a search under Ray Tune: Optuna proposes, Tune schedules, a trial trains its inner folds one by one."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from sermll import calibration, metrics, results
+from sermll.bank import Bank
+from sermll.cluster import connected, lanes_of
+from sermll.config import Experiment
+from sermll.errors import ConfigError, SermllError, TrainingError
+from sermll.feed import FoldData, stream
+from sermll.files import naming, read_json
+from sermll.loop import FoldJob, selection_scores, train_fold
+from sermll.progress import Progress
+from sermll.schedule import gpus_per_worker
+from sermll.search_plan import DIRECTIONS, Inner, Search
+from sermll.space import Chooser, suggest
+from sermll.study import Rules, Study, Taken
+
+POLL_S = 2.0
+
+
+def open_study(search: Search, inner: Inner) -> Study:
+    """Open or begin the study of some test folds.
+
+    Raises:
+        DataError: its storage cannot be opened.
+    """
+    file = search.file
+    rules = Rules(
+        sampler=file.sampler,
+        pruner=search.pruner,
+        directions=tuple(DIRECTIONS[name] for name in file.objectives),
+        seed=file.sampler_seed,
+        warm_up_steps=max(1, search.experiment.optim.epochs // 3),
+    )
+    inner.folder.mkdir(parents=True, exist_ok=True)
+    storage = file.storage or f"sqlite:///{search.folder / 'study.db'}"
+    return Study(inner.folder, f"{file.name}-{inner.folder.name}-{search.fingerprint(inner)}", storage, rules)
+
+
+def run_trials(search: Search, inner: Inner, study: Study) -> None:
+    """Run trials until the study has all of them, seen to by this driver or by others."""
+
+    def left() -> int:
+        states = [trial.state for trial in study.trials()]
+        return search.file.trials - sum(state.is_finished() for state in states)
+
+    if left() <= 0:
+        return
+    with connected(), Progress(f"searching {search.file.name}", search.file.trials, search.file.trials - left()) as bar:
+        while (unfinished := left()) > 0:
+            _tune(search, inner, study, bar)
+            while left() > 0 and study.waiting_for_others():
+                time.sleep(POLL_S)
+            if left() == unfinished:
+                raise TrainingError("Ray Tune has ended with trials unfinished; the same command goes on from here")
+
+
+def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> None:
+    """Let Ray Tune schedule trials until there is none left to begin."""
+    import os
+
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables would tear the progress bar
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # who interrupts means the search, not Tune's part of it
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    import ray
+    from ray import tune
+
+    resources = search.experiment.resources
+    cluster = ray.cluster_resources()
+    gpus = gpus_per_worker(resources, cluster)
+    at_once = lanes_of(cluster.get("CPU", 0.0), resources)
+    if gpus:
+        at_once = min(at_once, int(cluster.get("GPU", 0.0) // gpus))
+    if resources.parallel_folds != "auto":
+        at_once = min(at_once, resources.parallel_folds)
+    if at_once < 1:
+        raise ConfigError(
+            f"a trial needs {resources.cpus_per_worker:g} CPUs, {gpus:g} GPUs and some for its data, the cluster has "
+            f"{cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}; lower resources.cpus_per_worker, gpus_per_worker"
+        )
+    folds = [
+        FoldData.of(f"{inner.design.hash}/fold-{fold.index}", inner.design.prepared, inner.design.labelled, fold.rows)
+        for fold in inner.design.folds.folds
+    ]
+    bank = _bank(search, inner, gpus)
+    desk: Any = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=_here()).remote(search, inner)
+    scratch = inner.folder / f".tune-{study.driver}"
+    try:
+        tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(_work, desk=desk, folds=folds, bank=bank),
+                {"cpu": resources.cpus_per_worker, "gpu": gpus},
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=_proposer(search, study, progress),
+                max_concurrent_trials=at_once,
+                num_samples=search.file.trials,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+            ),
+        ).fit()
+    finally:
+        ray.kill(desk)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _here() -> Any:
+    """The driver's node: what is on it alone, such as a SQLite file, is there too."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+class Desk:
+    """Hands trials their jobs and judges how they go, so that workers need no way to the storage. An actor."""
+
+    def __init__(self, search: Search, inner: Inner) -> None:
+        self._search, self._inner = search, inner
+        self._study = open_study(search, inner)
+
+    def jobs(self, number: int) -> list[FoldJob]:
+        """What a trial trains."""
+        frozen = self._study.trials()[number]
+        return self._search.jobs(self._inner, Taken(number, frozen.user_attrs["overrides"]))
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Whether a trial that has come so far is to be ended."""
+        return self._study.report(number, step, value)
+
+
+def _bank(search: Search, inner: Inner, gpus: float) -> Bank | None:
+    """The feature bank of all speakers that trials hear, made if need be."""
+    import ray
+    import torch
+
+    recipe = search.recipe
+    if recipe is None:
+        return None
+    design, nobody = inner.design, np.zeros(0, np.int64)
+    pool = np.unique(np.concatenate([rows for fold in design.folds.folds for rows in fold.rows.values()]))
+    data = FoldData.of(
+        f"{design.hash}/pool", design.prepared, design.labelled, {"train": pool, "dev": nobody, "test": nobody}
+    )
+    root = search.folder.parent / "feature-banks"
+    if gpus and not torch.cuda.is_available():  # the driver is on a machine without one
+        build = ray.remote(num_gpus=1)(Bank.build)
+        return ray.get(build.remote(root, data, recipe, torch.device("cuda")))
+    return Bank.build(root, data, recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _work(config: dict[str, Any], desk: Any, folds: Sequence[FoldData], bank: Bank | None) -> None:
+    """A trial, as Ray Tune runs it: train a model for each seed and inner fold, or end early."""
+    import os
+
+    import ray
+    import torch
+    from ray import tune
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    number = config["number"]
+    done: list[dict[str, float]] = []
+    seconds = 0.0
+    for place, job in enumerate(ray.get(desk.jobs.remote(number))):
+
+        def stop(history: list[dict[str, Any]], job: FoldJob = job, place: int = place) -> bool:
+            scores = selection_scores(job.settings["protocol"]["select"], history)
+            reached = [*(unit["dev_ua"] for unit in done), history[int(np.argmax(scores))]["dev_ua"]]
+            step = place * job.settings["optim"]["epochs"] + len(history)
+            return ray.get(desk.report.remote(number, step, float(np.mean(reached))))
+
+        try:
+            if not job.finished:
+                Path(job.folder).mkdir(parents=True, exist_ok=True)
+                batches, encoder = stream, None
+                if bank is not None:
+                    batches, encoder = bank.batches, bank.stand_in(Experiment.model_validate(job.settings))
+                train_fold(job, folds[job.fold], batches, device, stop=stop, encoder=encoder)
+        except (SermllError, torch.OutOfMemoryError, MemoryError) as error:
+            short = "out of memory: " if isinstance(error, torch.OutOfMemoryError | MemoryError) else ""
+            tune.report({"note": f"{job.title}: {short}{(str(error) or 'no more said').splitlines()[0]}"})
+            return
+        if not job.finished:
+            told = sum(row["train_s"] + row["eval_s"] for row in job.history())
+            tune.report({"note": "", "seconds": seconds + told})
+            return
+        done.append(_measure(job, folds[job.fold].classes))
+        seconds += done[-1]["seconds"]
+    values = {name: float(np.mean([unit[name] for unit in done])) for name in ("dev_ua", "ece")}
+    values |= {"worst_speaker_ua": min(unit["worst_speaker_ua"] for unit in done)}
+    tune.report({"note": "", "seconds": seconds, **values})
+
+
+def _measure(job: FoldJob, classes: Sequence[str]) -> dict[str, float]:
+    """What a finished inner fold is worth, on its dev speakers, by the epoch chosen on them."""
+    folder = Path(job.folder)
+    result = read_json(folder / "result.json")
+    with naming(folder / results.DEV_PREDICTIONS):
+        dev = pq.read_table(folder / results.DEV_PREDICTIONS)
+    counts, _ = results.by_speaker(dev, classes)
+    said, labels = results.probabilities(dev, classes)
+    shutil.rmtree(job.checkpoints, ignore_errors=True)  # the model itself is of no use any more
+    return {
+        "dev_ua": float(metrics.ua(counts.sum(axis=0))),
+        "worst_speaker_ua": float(np.nanmin(metrics.ua(counts))),
+        "ece": calibration.expected_calibration_error(said, labels),
+        "seconds": float(result["seconds"]),
+    }
+
+
+def _proposer(search: Search, study: Study, progress: Progress) -> Any:
+    """Ray Tune's view of the study: it asks for trials and tells how they ended."""
+    from ray.tune.search import Searcher
+
+    tree = search.experiment.model_dump(mode="json")
+
+    def choose(chooser: Chooser) -> dict[str, Any]:
+        return suggest(search.file.space, tree, chooser)
+
+    class Proposer(Searcher):
+        """A trial for Tune is the number of one of the study's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._numbers: dict[str, int] = {}
+
+        def __reduce__(self) -> Any:
+            """Tune keeps a copy for a restart of its own; ours begins from the study."""
+            return Searcher, ()
+
+        def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+            return True
+
+        def suggest(self, trial_id: str) -> Any:  # FINISHED is a string
+            taken = study.take(search.file.trials, choose)
+            if taken is None:
+                return Searcher.FINISHED
+            self._numbers[trial_id] = taken.number
+            return {"number": taken.number}
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+            number = self._numbers.pop(trial_id)
+            lost = "the workers were lost, more often than resources.max_failures allows"
+            told: dict[str, Any] = {"note": lost} if error or not result else result
+            measured = {name: told[name] for name in DIRECTIONS if name in told}
+            values = [measured[name] for name in search.file.objectives] if "dev_ua" in measured else None
+            facts = {"seconds": told.get("seconds"), "all": measured if values else None}
+            study.tell(number, values, told["note"], facts)
+            words = told["note"] or (f"dev UA {measured['dev_ua']:.3f}" if values else "ended early")
+            progress.advance(1, f"trial {number}: {words}")
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: what matters is in the study."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing: what matters is in the study."""
+
+    return Proposer()
