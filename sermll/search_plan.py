@@ -156,8 +156,8 @@ class Search:
         return found
 
 
-def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
-    """Read a search file and open its data.
+def read_search(path: Path, overrides: Mapping[str, Any]) -> tuple[SearchFile, dict[str, Any]]:
+    """Read a search file, and the settings of its trials before they choose; opens no data.
 
     Args:
         path: the file.
@@ -165,7 +165,6 @@ def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
 
     Raises:
         ConfigError: the file, the space or a setting is not valid.
-        DataError, ProtocolError: the data and folds do not go together, or nobody is left to search with.
     """
     tree = read_yaml(path, "search")
     own = {key: value for key, value in overrides.items() if key in SearchFile.model_fields}
@@ -191,6 +190,18 @@ def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
         raise ConfigError(
             f"{path}: a trial that chooses {fixed[0]} needs other features than a bank holds; search it apart"
         )
+    return file, base
+
+
+def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
+    """Read a search file and open its data; see `read_search`.
+
+    Raises:
+        ConfigError: the file, the space or a setting is not valid.
+        DataError, ProtocolError: the data and folds do not go together, or nobody is left to search with.
+    """
+    file, base = read_search(path, overrides)
+    experiment = resolve(base, {}, str(path))
     designs = Designs()
     design = designs.of(experiment)
     folder = Path(experiment.tracking.runs).expanduser().absolute() / f"search-{file.name}"

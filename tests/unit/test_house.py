@@ -11,6 +11,7 @@ from sermll.campaign import load_campaign
 from sermll.config import load_experiment, read_yaml, validate
 from sermll.corpora import CORPORA, FORMATS
 from sermll.matrix import MatrixFile
+from sermll.search_plan import read_search
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -26,15 +27,20 @@ VERBS = (
     "compare",
     "ensemble",
     "robustness",
+    "search",
 )
 VERBS += ("predict", "track", "ui")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+KEYS = {"axes": "run", "corpora": "matrix", "space": "search"}
+"""What tells the files of experiments/ apart."""
+
+
 def kind_of(path: Path) -> str:
     """What a file of experiments/ is for: the verb that takes it."""
     keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return "run" if "axes" in keys else "matrix" if "corpora" in keys else "train"
+    return next((verb for key, verb in KEYS.items() if key in keys), "train")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -44,6 +50,8 @@ def test_every_experiment_loads_and_opens_with_question_and_command(path: Path) 
         load_experiment(path)
     elif verb == "run":
         load_campaign(path, {})
+    elif verb == "search":
+        read_search(path, {})
     else:  # what the corpora share is known once they are prepared
         validate(MatrixFile, read_yaml(path, "matrix"), str(path))
     header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
