@@ -110,7 +110,7 @@ def test_noisy_predictions_are_those_of_noisy_sound(run_dir: Path, found: Robust
     from sermll.predict import Predictor
 
     (system,) = Predictor.load(run_dir, 1).systems
-    prepared = Prepared.open(json.loads((run_dir / "run.json").read_text())["data"]["path"])
+    prepared = Prepared.open(json.loads((run_dir / "run.json").read_text())["data"]["paths"])
     waveforms = Waveforms(prepared.files, prepared.table["shard"].to_numpy(), prepared.table["row"].to_numpy())
     ids = prepared.table["id"].to_pylist()
     table = pq.read_table(found.folder / "predictions.parquet").to_pandas()
@@ -166,11 +166,11 @@ def test_data_that_are_not_those_of_the_run_are_refused(run_dir: Path, noises: P
     other = prepare_without_ray(write_corpus(tmp_path / "emodb", takes=1), tmp_path / "other")
     copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
     run = json.loads((copy / "run.json").read_text())
-    run["data"]["path"] = str(other)
+    run["data"]["paths"] = [str(other)]
     (copy / "run.json").write_text(json.dumps(run))
     with pytest.raises(DataError, match=r"not the data and folds .* differ in data\.data_hash, data\.utterances"):
         robustness(copy, noises, LEVELS)
-    run["data"]["path"] = str(tmp_path / "absent")
+    run["data"]["paths"] = [str(tmp_path / "absent")]
     (copy / "run.json").write_text(json.dumps(run))
     with pytest.raises(DataError, match="no such folder"):
         robustness(copy, noises, LEVELS)
@@ -202,7 +202,7 @@ def test_a_model_that_did_not_give_the_runs_results_is_refused(run_dir: Path, no
 
 
 def test_bad_input_is_named(run_dir: Path, noises: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a run"):
+    with pytest.raises(DataError, match="no run"):
         robustness(tmp_path, noises, LEVELS)
     with pytest.raises(DataError, match="no such folder"):
         robustness(run_dir, tmp_path / "absent", LEVELS)
