@@ -749,7 +749,7 @@ def trial_history(trials: Sequence[Trial], goals: Sequence[Goal]) -> Figure:
     """Value by trial, a panel for each goal, and the best so far as steps.
 
     Args:
-        trials: at least one is finished, or was pruned after a step.
+        trials: at least one is finished.
         goals: one or more.
     """
     from matplotlib.lines import Line2D
@@ -762,26 +762,20 @@ def trial_history(trials: Sequence[Trial], goals: Sequence[Goal]) -> Figure:
     for index, (panel, goal) in enumerate(zip(panels, goals, strict=True)):
         foot = panel.get_xaxis_transform()  # for trials without a value: x in trials, y in parts of the panel
         values = _values(done, index)
-        if done:
-            best = (np.maximum if goal.maximize else np.minimum).accumulate(values)
-            ends = [*(trial.number for trial in done), longest + 0.4]
-            panel.step(ends, [*best, best[-1]], where="post", color=_INK, linewidth=1.2, alpha=0.55, zorder=1)
+        best = (np.maximum if goal.maximize else np.minimum).accumulate(values)
+        ends = [*(trial.number for trial in done), longest + 0.4]
+        panel.step(ends, [*best, best[-1]], where="post", color=_INK, linewidth=1.2, alpha=0.55, zorder=1)
         _points(panel, done, [trial.number for trial in done], values)
         for trial in trials:
-            mark = {**_MARKS[trial.state], "ls": ""}
-            if trial.state == "pruned" and trial.steps and len(goals) == 1:
-                panel.plot(trial.number, trial.steps[-1][1], **mark)
-            elif trial.values is None:
-                panel.plot(trial.number, 0.04, transform=foot, clip_on=False, **mark)
+            if trial.values is None:  # a pruned one's last value is of fewer inner folds: nothing to set beside these
+                panel.plot(trial.number, 0.04, transform=foot, clip_on=False, **{**_MARKS[trial.state], "ls": ""})
         panel.margins(y=0.16)
         panel.set_ylabel(goal.label)
         panel.grid(axis="y")
     panels[-1].set_xlabel("trial")
     panels[-1].set_xlim(-0.02 * longest - 0.5, 1.02 * longest + 0.5)
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    keys = _mark_keys(trials)
-    if done:
-        keys.append(Line2D([], [], color=_INK, linewidth=1.2, alpha=0.55, label="best so far"))
+    keys = [*_mark_keys(trials), Line2D([], [], color=_INK, linewidth=1.2, alpha=0.55, label="best so far")]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2, handletextpad=0.4)
     return figure
 

@@ -124,6 +124,20 @@ class PretrainedEncoder(nn.Module):
         return cast(Tensor, frames).masked_fill(~mask[..., None], 0.0), mask
 
 
+def frame_width(name: str) -> int:
+    """Width of the frames of a model name or folder; of a name, its config.json alone is downloaded.
+
+    Raises:
+        ConfigError: there is no such model, or its config.json cannot be had.
+    """
+    with _quiet_hub():
+        settings = _read_json(_settings_file(name), name)
+    found = settings.get("d_model" if settings.get("model_type") == "whisper" else "hidden_size")
+    if not isinstance(found, int):
+        raise ConfigError(f"{name}: config.json does not tell the width of its frames; use another encoder")
+    return found
+
+
 def weights_hash(module: nn.Module) -> str:
     """sha256 (hex) over names, types, shapes and bytes of a module's tensors, read one at a time."""
     digest = hashlib.sha256()
@@ -481,18 +495,26 @@ def _normalizes(folder: Path, settings: Mapping[str, Any], name: str) -> bool:
     return bool(extractor.get("do_normalize", not whisper))  # the defaults of transformers' extractors
 
 
-def _locate(name: str) -> Path:
-    """The local folder of a model: `name` itself, else in the Hugging Face cache, filled by download."""
+def _settings_file(name: str) -> Path:
+    """The config.json of a model: in the folder `name`, else in the Hugging Face cache, filled by download."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{name}: no config.json there; give the folder of a saved Hugging Face model")
-        return folder
+        return folder / "config.json"
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise ConfigError(f"{name}: no such folder; give that of a saved Hugging Face model, or a model name")
     config = _fetch(name, "config.json", None)
     if config is None:
         raise ConfigError(f"{name}: no config.json on Hugging Face; give another name, or a local folder")
+    return config
+
+
+def _locate(name: str) -> Path:
+    """The local folder of a model: `name` itself, else in the Hugging Face cache, filled by download."""
+    config = _settings_file(name)
+    if Path(name).expanduser().is_dir():
+        return config.parent
     revision = config.parent.name  # a snapshot's folder is its commit: all files are taken from the same one
     for file in ("preprocessor_config.json", "processor_config.json"):
         _fetch(name, file, revision)

@@ -523,13 +523,9 @@ def _trials(study: Study) -> Iterator[Html]:
 def _drawings(study: Study) -> "Iterator[tuple[str, str, Callable[[], Figure], str]]":
     """The pictures that the study has data for: stem, title, how it is drawn, caption."""
     trials, done, goals = study.trials, study.done, study.goals
-    ended = any(trial.steps and trial.state == "pruned" for trial in trials)
-    if len(trials) > 1 and (done or (ended and len(goals) == 1)):
-        caption = "At the foot, whatever the scale: trials that failed or are running" + (
-            ". Pruned trials stand where they were stopped." if len(goals) == 1 else ", and those that were pruned."
-        )
-        draw = partial(pictures.trial_history, trials, goals)
-        yield "history", "Value by trial", draw, caption + " The line is the best so far."
+    if len(trials) > 1 and done:
+        caption = "The line is the best so far. At the foot, whatever the scale: trials that have no value."
+        yield "history", "Value by trial", partial(pictures.trial_history, trials, goals), caption
     if any(trial.steps for trial in trials):
         caption = f"{goals[0].label} as the pruner was told of it, step by step; a mark where a trial did not finish."
         yield "curves", "Values on the way", partial(pictures.trial_curves, trials, goals[0]), caption

@@ -10,13 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from sermll.bank import estimate_bytes
 from sermll.bank_plan import Recipe
 from sermll.campaign import CampaignBase
 from sermll.config import EAM, Experiment, read_yaml, resolve, run_id, validate, with_overrides
 from sermll.design import Design
 from sermll.errors import ConfigError, ProtocolError
+from sermll.feed import FoldData
 from sermll.files import read_json
 from sermll.loop import FoldJob
+from sermll.pretrained import frame_width
 from sermll.protocol import Fold, Folds, find_leaks
 from sermll.space import Choice, check
 from sermll.study import Pruner, Sampler, Taken
@@ -95,6 +98,13 @@ class Inner:
     def title(self) -> str:
         """Names the test folds."""
         return f"fold{'s' if len(self.test_folds) > 1 else ''} {', '.join(map(str, self.test_folds))}"
+
+    def pool(self) -> FoldData:
+        """All utterances that trials hear, as what is trained on: what a feature bank is built for."""
+        design, nobody = self.design, np.zeros(0, np.int64)
+        pool = np.unique(np.concatenate([rows for fold in design.folds.folds for rows in fold.rows.values()]))
+        rows = {"train": pool, "dev": nobody, "test": nobody}
+        return FoldData.of(f"{design.hash}/pool", design.prepared, design.labelled, rows)
 
 
 @dataclass(frozen=True)
@@ -264,7 +274,11 @@ def inner_design(design: Design, held_out: Sequence[int], count: int) -> Design:
 
 
 def plan_text(search: Search) -> str:
-    """What would be done, for the terminal."""
+    """What would be done, for the terminal.
+
+    Raises:
+        ConfigError: the encoder of a feature bank cannot be had.
+    """
     file = search.file
     lines = [f"search {file.name}: {file.trials} trials{' for each test fold' if file.nested else ''}", ""]
     width = max(map(len, file.space))
@@ -274,11 +288,15 @@ def plan_text(search: Search) -> str:
     lines.append(f"first: the experiment as it stands{f', then {len(file.first)} more given' if file.first else ''}")
     each = len(file.seeds) * len(search.studies[0].design.folds.folds) * search.experiment.optim.epochs
     lines.append(f"a trial: {len(file.seeds)} seed(s) x {file.inner_folds} inner fold(s), {each} epochs in all")
+    recipe = search.recipe
     for inner in search.studies:
         lines.append(f"test {inner.title}, seen by no trial")
         for fold in inner.design.folds.folds:
             told = f"trains on {len(fold.speakers['train'])} speakers, dev {' '.join(fold.speakers['dev'])}"
             lines.append(f"  inner fold {fold.index} {told}")
+        if recipe is not None:
+            size = estimate_bytes(inner.pool(), recipe, frame_width(recipe.encoder.name))
+            lines.append(f"  feature bank: {size / 1e6:,.1f} MB, {recipe.mixes} mix(es) of each utterance")
     done = read_json(search.folder / "search.json") if (search.folder / "search.json").is_file() else None
     if done:
         finished = sum(trial["state"] != "RUNNING" for study in done["studies"] for trial in study["trials"])

@@ -152,11 +152,7 @@ def _bank(search: Search, inner: Inner, gpus: float) -> Bank | None:
     recipe = search.recipe
     if recipe is None:
         return None
-    design, nobody = inner.design, np.zeros(0, np.int64)
-    pool = np.unique(np.concatenate([rows for fold in design.folds.folds for rows in fold.rows.values()]))
-    data = FoldData.of(
-        f"{design.hash}/pool", design.prepared, design.labelled, {"train": pool, "dev": nobody, "test": nobody}
-    )
+    data = inner.pool()
     root = search.folder.parent / "feature-banks"
     if gpus and not torch.cuda.is_available():  # the driver is on a machine without one
         build = ray.remote(num_gpus=1)(Bank.build)
@@ -192,9 +188,15 @@ def _work(config: dict[str, Any], desk: Any, folds: Sequence[FoldData], bank: Ba
                 if bank is not None:
                     batches, encoder = bank.batches, bank.stand_in(Experiment.model_validate(job.settings))
                 train_fold(job, folds[job.fold], batches, device, stop=stop, encoder=encoder)
-        except (SermllError, torch.OutOfMemoryError, MemoryError) as error:
-            short = "out of memory: " if isinstance(error, torch.OutOfMemoryError | MemoryError) else ""
-            tune.report({"note": f"{job.title}: {short}{(str(error) or 'no more said').splitlines()[0]}"})
+        except (SermllError, RuntimeError, MemoryError) as error:  # torch's own errors are RuntimeErrors
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            note = f"{job.title}: {'out of memory: ' if out_of_memory(error) else ''}{said}"
+        else:
+            note = ""
+        if note:
+            if device.type == "cuda":  # the next trial of this process, or another on this GPU, can have it
+                torch.cuda.empty_cache()
+            tune.report({"note": note})
             return
         if not job.finished:
             told = sum(row["train_s"] + row["eval_s"] for row in job.history())
@@ -205,6 +207,14 @@ def _work(config: dict[str, Any], desk: Any, folds: Sequence[FoldData], bank: Ba
     values = {name: float(np.mean([unit[name] for unit in done])) for name in ("dev_ua", "ece")}
     values |= {"worst_speaker_ua": min(unit["worst_speaker_ua"] for unit in done)}
     tune.report({"note": "", "seconds": seconds, **values})
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: a GPU's, or the machine's."""
+    import torch
+
+    # On a CPU torch's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _measure(job: FoldJob, classes: Sequence[str]) -> dict[str, float]:
@@ -256,7 +266,9 @@ def _proposer(search: Search, study: Study, progress: Progress) -> Any:
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             number = self._numbers.pop(trial_id)
-            lost = "the workers were lost, more often than resources.max_failures allows"
+            lost = (
+                "its process was lost, for want of memory or with its node, oftener than resources.max_failures allows"
+            )
             told: dict[str, Any] = {"note": lost} if error or not result else result
             measured = {name: told[name] for name in DIRECTIONS if name in told}
             values = [measured[name] for name in search.file.objectives] if "dev_ua" in measured else None

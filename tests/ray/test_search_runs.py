@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from sermll.design import Design
 from sermll.errors import ConfigError
 from sermll.files import read_json
 from sermll.search import Outcome, run_search
-from sermll.search_plan import load_search
+from sermll.search_plan import load_search, plan_text
 
 pytestmark = pytest.mark.ray
 SPACE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}, "losses.focal.weight": {"uniform": [0.1, 2]}}
@@ -39,22 +40,24 @@ def write_search(folder: Path, data: Path, **keys: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def found(ray_cluster: None, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    """A search of four trials, one of which cannot be trained; tracked in MLflow. Read-only."""
+    """A search of five trials, one that does not converge and one too large; tracked in MLflow. Read-only."""
     folder = tmp_path_factory.mktemp("search")
     uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
     overrides = {"tracking.mlflow": uri}
-    path = write_search(folder, tiny_data, trials=4, first=[{"optim.lr": 1e30}], overrides=overrides)
+    first = [{"optim.lr": 1e30}, {"model.embedding_dim": 10**12}]
+    path = write_search(folder, tiny_data, trials=5, first=first, overrides=overrides)
     return run_search(load_search(path, {})), path
 
 
 def test_trials_are_measured_on_dev_speakers_that_are_not_tested(found: tuple[Outcome, Path]) -> None:
     outcome, path = found
     (study,) = outcome.found["studies"]
-    assert [trial["state"] for trial in study["trials"]] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert [trial["state"] for trial in study["trials"]] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE", "COMPLETE"]
     assert "not finite" in study["trials"][1]["note"] or "nan" in study["trials"][1]["note"]
+    assert "inner fold 0: out of memory: " in study["trials"][2]["note"]
     experiment = load_search(path, {}).experiment
     tested = set(Design.of(experiment.data, experiment.protocol).folds.folds[0].speakers["test"])
-    for trial in (study["trials"][number] for number in (0, 2, 3)):
+    for trial in (study["trials"][number] for number in (0, 3, 4)):
         heard = [
             pq.read_table(file)
             for file in outcome.folder.glob(f"fold-0/trials/{trial['number']:04d}-*/fold-*/p*.parquet")
@@ -72,7 +75,7 @@ def test_trials_are_measured_on_dev_speakers_that_are_not_tested(found: tuple[Ou
             for _, part in dev.groupby("speaker")
         )
         assert trial["all"]["worst_speaker_ua"] == pytest.approx(worst)
-    values = {number: study["trials"][number]["values"][0] for number in (0, 2, 3)}
+    values = {number: study["trials"][number]["values"][0] for number in (0, 3, 4)}
     assert study["best"] == max(values, key=lambda number: (values[number], -number))
     assert not list(outcome.folder.glob("fold-0/trials/*/fold-*/checkpoints"))
 
@@ -92,7 +95,7 @@ def test_the_test_fold_is_scored_once_by_ordinary_runs(found: tuple[Outcome, Pat
         section, name = key.rsplit(".", 1)
         held = written.optim if section == "optim" else written.losses.focal
         assert getattr(held, name) == value
-    assert outcome.as_json()["trials"] == 4 and outcome.as_json()["nested_test"] is None
+    assert outcome.as_json()["trials"] == 5 and outcome.as_json()["nested_test"] is None
 
 
 def test_the_same_command_again_trains_nothing_and_another_space_is_refused(found: tuple[Outcome, Path]) -> None:
@@ -113,7 +116,7 @@ def test_mlflow_shows_the_trials_below_the_search(found: tuple[Outcome, Path]) -
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     (top,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert top.info.run_name == "search-x" and len(runs) == 5
+    assert top.info.run_name == "search-x" and len(runs) == 6
     trials = {run.data.tags["sermll.trial"]: run for run in runs if run is not top}
     assert trials["1"].info.status == "FAILED"
     for told in outcome.found["studies"][0]["trials"]:
@@ -238,11 +241,15 @@ def test_trials_train_on_a_feature_bank_of_a_frozen_encoder(ray_cluster: None, t
     frozen = {f"model.encoder.{key}": value for key, value in encoder.items()}
     space = {**SPACE, "mixup.snr_db": {"range": [-10, 10]}}
     path = write_search(tmp_path, tiny_data, space=space, overrides=frozen, bank_mixes=2, trials=2, test=False)
-    outcome = run_search(load_search(path, {}))
+    search = load_search(path, {})
+    told = re.search(r"feature bank: ([\d.]+) MB, 2 mix", plan_text(search))
+    outcome = run_search(search)
     (study,) = outcome.found["studies"]
     assert {trial["state"] for trial in study["trials"]} == {"COMPLETE"} and outcome.found["final"] is None
     (facts,) = (tmp_path / "runs" / "feature-banks").glob("*/bank.json")
     assert read_json(facts)["snr_db"] == [-10, 10] and read_json(facts)["mixes"] == 2
+    size = sum(file.stat().st_size for file in facts.parent.rglob("*") if file.is_file())
+    assert told and float(told[1]) == pytest.approx(size / 1e6, abs=0.1 + 0.05 * size / 1e6)
     heard = set(read_json(facts)["trained"])
     design = Design.of(load_search(path, {}).experiment.data, load_search(path, {}).experiment.protocol)
     assert heard == set(range(140)) - set(design.folds.folds[0].rows["test"].tolist())
