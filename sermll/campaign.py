@@ -22,7 +22,7 @@ from sermll import __version__
 from sermll.cluster import connected, lanes_here
 from sermll.config import Experiment, Section, read_yaml, resolve, validate, with_overrides
 from sermll.errors import ConfigError, SermllError
-from sermll.files import write_json
+from sermll.files import place, write_json
 from sermll.loop import FoldJob
 from sermll.results import finished_folds, gather
 from sermll.schedule import train_jobs
@@ -118,7 +118,7 @@ def campaign_of(file: CampaignBase, axes: Mapping[str, Any], path: Path, overrid
             faults.append(f"cell {_title(named)}: {error}")
     if faults:
         raise ConfigError("\n".join([f"{path}: {len(faults)} cells are not valid", *faults[:SHOWN_FAULTS]]))
-    runs = {Path(cell.experiment.tracking.runs).expanduser().absolute() for cell in cells}
+    runs = {place(cell.experiment.tracking.runs).absolute() for cell in cells}
     if len(runs) > 1:
         raise ConfigError(f"{path}: tracking.runs must be the same in every cell, found {', '.join(map(str, runs))}")
     return Campaign(file.name, runs.pop(), {axis: tuple(values) for axis, values in valued.items()}, tuple(cells))

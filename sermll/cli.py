@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from sermll import __version__
 from sermll.errors import ConfigError, DataError, ProtocolError, SermllError, TrainingError
+from sermll.files import ROOT, place
 from sermll.rows import Corpus
 
 if TYPE_CHECKING:  # what a verb needs is loaded when it is called, so that --help is quick
     from sermll.campaign import Campaign
     from sermll.campaign import Outcome as CampaignOutcome
+    from sermll.submit import Jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "sermll download ravdess --out ~/RAVDESS --accept-licence",
     )
     download.add_argument("corpus", help="a corpus that `sermll corpora` marks as downloadable")
-    download.add_argument("--out", type=Path, required=True, help="folder for the corpus")
+    download.add_argument("--out", type=place, required=True, help="folder for the corpus")
     download.add_argument("--accept-licence", action="store_true", help="you have read the licence and agree to it")
 
     prepare = _verb(
@@ -74,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
         "sermll prepare ravdess --root ~/RAVDESS --out data/ravdess",
     )
     prepare.add_argument("corpus", help="one of `sermll corpora`, or your own: manifest, audformat, audiofolder")
-    prepare.add_argument("--root", type=Path, help="the corpus folder; synthetic: made beside --out if not given")
-    prepare.add_argument("--out", type=Path, required=True, help="folder for the prepared data")
+    prepare.add_argument("--root", type=place, help="the corpus folder; synthetic: made beside --out if not given")
+    prepare.add_argument("--out", type=place, required=True, help="folder for the prepared data")
     prepare.add_argument("--classes", metavar="A,B,...", help="your own corpus: its classes in order (alphabetical)")
     prepare.add_argument("--trim-db", type=float, metavar="DB", help="cut ends this far below the loudest part")
     prepare.add_argument(
@@ -93,10 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         "look for leaks, copies, label noise and bad recordings; exit status 1 if training and test overlap",
         "sermll audit data/ravdess emobox",
     )
-    audit.add_argument("data", type=Path, metavar="DATA", help="folder written by `sermll prepare`")
+    audit.add_argument("data", type=place, metavar="DATA", help="folder written by `sermll prepare`")
     audit.add_argument("protocol", nargs="?", default="default", help="fold list or file, as protocol.folds (default)")
     audit.add_argument("--labels", default="default", help="label space, as data.labels")
-    audit.add_argument("--out", type=Path, help="folder for the page; default: audit-<corpus>")
+    audit.add_argument("--out", type=place, help="folder for the page; default: audit-<corpus>")
 
     train = _verb(
         verbs,
@@ -145,6 +147,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--dry-run", action="store_true", help="check the space, show it and the plan; train nothing")
 
+    submit = _verb(
+        verbs,
+        "submit",
+        _submit,
+        "send the code to a Ray cluster and run a command there; data and runs are there already",
+        "sermll submit --address http://head:8265 --root /shared/ser --follow -- train experiments/ravdess.yaml",
+    )
+    _add_address(submit)
+    submit.add_argument("--follow", action="store_true", help="show what it prints; exit with its exit status")
+    submit.add_argument(
+        "--root",
+        metavar="DIR",
+        help="folder on the cluster that relative paths of data and runs mean; default: the working directory, which "
+        "its machines then share with this one",
+    )
+    submit.add_argument(
+        "--env", action="append", default=[], metavar="NAME", help="send this environment variable; may be repeated"
+    )
+    submit.add_argument("command", nargs="+", metavar="-- VERB ...", help="a command of sermll, after two dashes")
+
+    jobs = _verb(
+        verbs, "jobs", _jobs, "the jobs of a Ray cluster", "sermll jobs logs train-20261123-081500-3f2a --follow"
+    )
+    _add_address(jobs)
+    jobs.add_argument("what", choices=("list", "logs", "stop"), help="show all, show what one has printed, end one")
+    jobs.add_argument("job", nargs="?", help="the id that `sermll submit` printed")
+    jobs.add_argument("--follow", action="store_true", help="logs: until it ends; exit with its exit status")
+
     report = _verb(
         verbs,
         "report",
@@ -152,8 +182,8 @@ def _parser() -> argparse.ArgumentParser:
         "tables, pictures and one HTML page of one or several runs",
         "sermll report runs/ravdess-0123456789ab",
     )
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders printed by `sermll train`")
-    report.add_argument("--out", type=Path, help="folder for the page; default: RUN/report, or report/ for several")
+    report.add_argument("runs", type=place, nargs="+", metavar="RUN", help="folders printed by `sermll train`")
+    report.add_argument("--out", type=place, help="folder for the page; default: RUN/report, or report/ for several")
 
     compare = _verb(
         verbs,
@@ -162,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         "is a variant better than another: paired differences with intervals over speakers and a permutation test",
         "sermll compare runs/ravdess-0123456789ab runs/ravdess-cafe01234567",
     )
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the run to compare with, then the others")
+    compare.add_argument("runs", type=place, nargs="+", metavar="RUN", help="the run to compare with, then the others")
 
     ensemble = _verb(
         verbs,
@@ -171,8 +201,8 @@ def _parser() -> argparse.ArgumentParser:
         "join finished runs of one protocol by the probabilities they gave; training and models are not needed",
         "sermll ensemble runs/ravdess-0123456789ab runs/ravdess-cafe01234567 --out runs/ravdess-both",
     )
-    ensemble.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="two folders at least, of `sermll train`")
-    ensemble.add_argument("--out", type=Path, required=True, help="folder for the ensemble, itself a run's folder")
+    ensemble.add_argument("runs", type=place, nargs="+", metavar="RUN", help="two folders at least, of `sermll train`")
+    ensemble.add_argument("--out", type=place, required=True, help="folder for the ensemble, itself a run's folder")
     ensemble.add_argument(
         "--method",
         choices=("mean", "stack"),
@@ -187,9 +217,9 @@ def _parser() -> argparse.ArgumentParser:
         "how a run's models bear noise: its test utterances with real noise at true SNR; goes on where it stopped",
         "sermll robustness runs/ravdess-0123456789ab --noise ~/noises --snr 20 10 5 0 -5",
     )
-    robustness.add_argument("run_dir", type=Path, metavar="RUN", help="folder printed by `sermll train`")
+    robustness.add_argument("run_dir", type=place, metavar="RUN", help="folder printed by `sermll train`")
     robustness.add_argument(
-        "--noise", type=Path, required=True, metavar="DIR", help="folder of WAV and FLAC files, each one noise"
+        "--noise", type=place, required=True, metavar="DIR", help="folder of WAV and FLAC files, each one noise"
     )
     robustness.add_argument(
         "--snr",
@@ -199,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DB",
         help="signal-to-noise ratios: active speech level over noise level",
     )
-    robustness.add_argument("--out", type=Path, help="folder for the results; default: RUN/robustness")
+    robustness.add_argument("--out", type=place, help="folder for the results; default: RUN/robustness")
     robustness.add_argument("--seed", type=int, default=0, help="of the segments of noise (0); the same for all runs")
 
     predict = _verb(
@@ -209,8 +239,8 @@ def _parser() -> argparse.ArgumentParser:
         "label recordings with the models of a run",
         "sermll predict runs/ravdess-0123456789ab a.wav b.flac",
     )
-    predict.add_argument("run_dir", type=Path, metavar="RUN", help="folder printed by `sermll train`")
-    predict.add_argument("files", type=Path, nargs="+", metavar="AUDIO", help="WAV, FLAC or other recordings")
+    predict.add_argument("run_dir", type=place, metavar="RUN", help="folder printed by `sermll train`")
+    predict.add_argument("files", type=place, nargs="+", metavar="AUDIO", help="WAV, FLAC or other recordings")
     predict.add_argument("--fold", type=int, help="use this fold's model; default: average over all folds' models")
 
     track = _verb(
@@ -220,13 +250,19 @@ def _parser() -> argparse.ArgumentParser:
         "send a run's results to MLflow, when its server was away or another should have them",
         "sermll track runs/ravdess-0123456789ab --uri http://mlflow:5000",
     )
-    track.add_argument("run_dir", type=Path, metavar="RUN", help="folder printed by `sermll train`")
+    track.add_argument("run_dir", type=place, metavar="RUN", help="folder printed by `sermll train`")
     track.add_argument("--uri", help="MLflow URI; default: the run's own, else MLFLOW_TRACKING_URI")
 
     ui = _verb(verbs, "ui", _ui, "MLflow's pages for the runs of a folder, in a browser", "sermll ui --port 5000")
-    ui.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs, as tracking.runs (runs)")
+    ui.add_argument("--runs", type=place, default="runs", help="folder of the runs, as tracking.runs (runs)")
     ui.add_argument("--port", type=int, default=5000, help="of this machine (5000)")
     return parser
+
+
+def _add_address(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--address", metavar="URL", help="of the dashboard (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
+    )
 
 
 def _verb(
@@ -371,7 +407,7 @@ def _audit(options: argparse.Namespace) -> int:
     from sermll.config import parse_value
 
     found = audit(options.data, options.protocol, parse_value("--labels", options.labels))
-    page = build(found, options.out or Path(f"audit-{found.design.prepared.corpus}"))
+    page = build(found, options.out or place(f"audit-{found.design.prepared.corpus}"))
     print(text(found))
     print(f"page     {page}")
     if options.json:
@@ -597,6 +633,75 @@ def _track(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"run_dir": str(options.run_dir), "complete": True})
     return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from sermll.submit import Jobs
+
+    asked = _parser().parse_args(options.command)  # wrong usage is told here and now
+    if asked.verb in ("submit", "jobs", "ui"):
+        raise ConfigError(f"{asked.verb} is for this machine; submit what trains, prepares or reports")
+    here = Path.cwd()
+    for name in ("experiment", "campaign", "matrix", "search"):
+        file = getattr(asked, name, None)
+        if file is not None and (file.is_absolute() or not file.is_file() or here not in file.resolve().parents):
+            raise ConfigError(f"{file}: not a file below {here}, which is what is sent; give a relative path")
+    missing = [name for name in options.env if name not in os.environ]
+    if missing:
+        raise ConfigError(f"--env {missing[0]}: not set here")
+    jobs = Jobs(options.address)
+    root = Path(options.root or os.environ.get(ROOT) or here)
+    job = jobs.submit(options.command, here, root, {name: os.environ[name] for name in options.env})
+    print(f"job {job} at {jobs.address}")
+    if options.follow:
+        return _follow(jobs, job, options.json)
+    if options.json:
+        _print_json({"job": job, "status": jobs.find(job).status, "exit_code": None})
+    else:
+        print(f"next: sermll jobs logs {job} --follow --address {jobs.address}")
+    return 0
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from sermll.submit import Jobs
+
+    if (options.what == "list") == bool(options.job):
+        raise ConfigError("jobs list takes no job" if options.job else f"jobs {options.what}: give the job's id")
+    jobs = Jobs(options.address)
+    if options.what == "list":
+        found = jobs.list()
+        for job in found:
+            print(f"{job.id:<36} {job.status:<10} {job.started:<16}  {job.command}")
+        if options.json:
+            _print_json([{"job": job.id, "status": job.status, "exit_code": job.exit_code} for job in found])
+        elif not found:
+            print(f"{jobs.address} has no jobs")
+        return 0
+    if options.what == "logs" and options.follow:
+        return _follow(jobs, options.job, options.json)
+    if options.what == "logs":
+        print(jobs.logs(options.job), end="")
+    job = jobs.find(options.job) if options.what == "logs" else jobs.stop(options.job)
+    if options.json:
+        _print_json({"job": job.id, "status": job.status, "exit_code": job.exit_code})
+    elif options.what == "stop":
+        print(f"job {job.id}: {job.status.lower()}; finished epochs are kept, the same command goes on from there")
+    return 0
+
+
+def _follow(jobs: "Jobs", job: str, as_json: bool) -> int:
+    """Show what a job prints, and give its exit status: 1 where it has none, because it was stopped."""
+    for text in jobs.follow(job):
+        print(text, end="", flush=True)
+    ended = jobs.find(job)
+    if ended.status != "SUCCEEDED":
+        why = "stopped" if ended.status == "STOPPED" else f"failed ({ended.message or 'no more said'})"
+        print(f"job {job}: {why}; the same command goes on from its last epoch", file=sys.stderr)
+    if as_json:
+        _print_json({"job": job, "status": ended.status, "exit_code": ended.exit_code})
+    if ended.status == "SUCCEEDED":
+        return 0
+    return ended.exit_code or 1
 
 
 def _print_json(value: Any) -> None:  # anything JSON holds

@@ -6,6 +6,7 @@ A run is described by one `Experiment`. Its defaults are the paper's; a YAML fil
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +21,11 @@ Auto = Literal["auto"]
 
 
 Kind = TypeVar("Kind", bound="Section")
+
+
+def without_password(url: str) -> str:
+    """A URL that may be written and shown: user and password are replaced by ***."""
+    return re.sub(r"://[^/@\s]*:[^/@\s]*@", "://***@", url)
 
 
 class Section(BaseModel):
@@ -315,6 +321,15 @@ class Tracking(Section):
         description="MLflow URI; null: MLFLOW_TRACKING_URI, else a SQLite file in the runs folder; off: none",
     )
     experiment: str | None = Field(default=None, description="MLflow experiment; null: the experiment's name")
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Self:
+        if isinstance(self.mlflow, str) and without_password(self.mlflow) != self.mlflow:
+            raise ValueError(
+                "mlflow holds a password, and settings are written into every result; give the address as "
+                "MLFLOW_TRACKING_URI, or the password as MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
 
 class Experiment(Section):

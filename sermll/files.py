@@ -5,12 +5,21 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sermll.errors import DataError
+
+ROOT = "SERMLL_ROOT"
+"""Environment variable: the folder that relative paths of data and runs mean, where it is not the working directory."""
+
+
+def place(path: str | Path) -> Path:
+    """Where data or runs lie: `path` itself, a relative one in the folder of SERMLL_ROOT if that is set."""
+    return Path(os.environ.get(ROOT, ""), Path(path).expanduser())
 
 
 @contextmanager
@@ -76,7 +85,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         wait: until the lock is free.
 
     Yields:
-        Whether it is held; always true when it was waited for.
+        Whether it is held; always true when it was waited for. The file then says by whom.
     """
     with path.open("a") as file:
         try:
@@ -84,4 +93,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
+        file.flush()
         yield True

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -21,12 +22,15 @@ from sermll.cluster import DATA_CPUS, lanes_of
 from sermll.config import Resources
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData, stream
+from sermll.files import locked
 from sermll.loop import FoldJob, train_fold
 from sermll.progress import Progress
 
 POLL_S = 0.5
 LOOK_AGAIN_S = 10.0
 """How often the cluster is asked whether it has grown."""
+LOCK = ".driver"
+"""In a fold's folder: held by the command that trains it."""
 FAREWELL_S = 15.0
 """How long lanes may take to end once nothing is left to do."""
 
@@ -114,10 +118,30 @@ def train_jobs(
 
     Raises:
         ConfigError: a fold needs more than the cluster has.
-        TrainingError: workers cannot even be started.
+        TrainingError: workers cannot even be started, or another command is training one of the folds.
     """
     if not work:
         return {}
+    with ExitStack() as held:
+        for job, _ in work:
+            _hold(job, held)
+        return _train_held(work, title, scratch, watch)
+
+
+def _hold(job: FoldJob, held: ExitStack) -> None:
+    """Keep other commands from training a fold: two that write into one folder would spoil both."""
+    lock = Path(job.folder, LOCK)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    if not held.enter_context(locked(lock, wait=False)):
+        raise TrainingError(
+            f"{lock.parent}: another command is training this fold ({lock.read_text(encoding='utf-8').strip()}); wait "
+            "for it, or stop it, and give the same command again"
+        )
+
+
+def _train_held(
+    work: Sequence[tuple[FoldJob, FoldData]], title: str, scratch: Path, watch: Watch
+) -> dict[FoldJob, str]:
     # Lanes are alike within a group; a group is trained before the next begins, so that none holds what another needs.
     shaped = sorted(work, key=lambda pair: _shape(pair[0]).model_dump_json())
     groups = [(shape, list(members)) for shape, members in groupby(shaped, key=lambda pair: _shape(pair[0]))]

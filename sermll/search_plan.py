@@ -17,7 +17,7 @@ from sermll.config import EAM, Experiment, read_yaml, resolve, run_id, validate,
 from sermll.design import Design
 from sermll.errors import ConfigError, ProtocolError
 from sermll.feed import FoldData
-from sermll.files import read_json
+from sermll.files import place, read_json
 from sermll.loop import FoldJob
 from sermll.pretrained import frame_width
 from sermll.protocol import Fold, Folds, find_leaks
@@ -214,7 +214,7 @@ def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
     experiment = resolve(base, {}, str(path))
     designs = Designs()
     design = designs.of(experiment)
-    folder = Path(experiment.tracking.runs).expanduser().absolute() / f"search-{file.name}"
+    folder = place(experiment.tracking.runs).absolute() / f"search-{file.name}"
     last = len(design.folds.folds) - 1
     tested = file.test_folds or (tuple(range(last + 1)) if file.nested else (0,))
     if max(tested) > last or min(tested) < 0:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sermll.errors import DataError
-from sermll.files import whole
+from sermll.files import place, whole
 
 FORMAT = 2
 """Version of the layout below; raised whenever older readers would misread it."""
@@ -136,7 +136,7 @@ class Prepared:
         if not isinstance(path, str | Path):
             parts = [cls.open(part) for part in path]
             return parts[0] if len(parts) == 1 else _join(parts)
-        path = Path(path).expanduser().resolve()
+        path = place(path).resolve()
         if not path.is_dir():
             raise DataError(f"{path}: no such folder; make it with `sermll prepare CORPUS --root DIR --out {path}`")
         try:

@@ -7,7 +7,6 @@ for one, with its number and its settings, so that no trial is lost and none is 
 import hashlib
 import logging
 import os
-import re
 import uuid
 import warnings
 from collections import Counter
@@ -23,6 +22,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sermll.config import without_password
 from sermll.errors import DataError
 from sermll.files import locked
 from sermll.space import Chooser
@@ -81,7 +81,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         url = storage or f"sqlite:///{folder / 'study.db'}"
-        told = re.sub(r"://[^/@]*@", "://***@", url)  # without user and password
+        told = without_password(url)
         with self._alone(), quietly():
             try:
                 self._study = optuna.create_study(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sermll.config import Experiment, flatten
+from sermll.config import Experiment, flatten, without_password
 from sermll.errors import DataError
 from sermll.files import read_json, read_yaml, write_json
 from sermll.results import read_model_settings
@@ -54,7 +54,8 @@ class _Sender:
             send()
             self._fault = None
         except Exception as error:  # whatever a server or its client raises, training goes on and the user is told
-            self._fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            said = str(error).strip().partition(chr(10))[0]
+            self._fault = f"{type(error).__name__}: {without_password(said)}"
 
     def client(self) -> Any:  # mlflow is loaded when first needed
         """The connection to the server."""
@@ -73,7 +74,8 @@ class _Sender:
         """What the server at this URI already has."""
         path = self._folder / "mlflow.json"
         memory = read_json(path) if path.exists() else {}
-        return memory if memory.get("uri") == self._uri else {"uri": self._uri, "runs": {}}
+        uri = without_password(self._uri or "")
+        return memory if memory.get("uri") == uri else {"uri": uri, "runs": {}}
 
     def _remember(self, memory: dict[str, Any]) -> None:
         write_json(self._folder / "mlflow.json", memory)
@@ -428,7 +430,7 @@ def serve(runs: Path, port: int) -> int:
     """
     uri = default_uri(runs.absolute())
     if not uri.startswith("sqlite:"):
-        raise DataError(f"results go to {uri} (MLFLOW_TRACKING_URI): open that address in a browser")
+        raise DataError(f"results go to {without_password(uri)} (MLFLOW_TRACKING_URI): open that address in a browser")
     if not Path(uri.removeprefix("sqlite:///")).is_file():
         raise DataError(f"{runs}: no results were tracked here yet; give the folder of `tracking.runs`")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]

@@ -25,7 +25,7 @@ from sermll.config import Experiment, run_id, to_yaml
 from sermll.design import Design
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData
-from sermll.files import whole, write_json
+from sermll.files import place, whole, write_json
 from sermll.loop import FoldJob
 from sermll.protocol import Folds
 from sermll.results import gather
@@ -172,7 +172,7 @@ class Run:
 
 def _folder(experiment: Experiment, name: str) -> Path:
     """Where a run lies: a run is its id, so one that was begun under another name goes on there."""
-    runs = Path(experiment.tracking.runs).expanduser().absolute()
+    runs = place(experiment.tracking.runs).absolute()
     begun = sorted(path.parent for path in runs.glob(f"*-{name}/run.json"))
     own = runs / f"{experiment.name}-{name}"
     return own if own in begun or not begun else begun[0]

@@ -97,8 +97,15 @@ def test_a_finished_campaign_trains_nothing_again(undisturbed: Any) -> None:
 
 
 def test_killed_five_times_it_ends_with_the_same_table(
-    undisturbed: Any, tiny_data: Path, tmp_path: Path, killable: Callable[..., subprocess.Popen]
+    undisturbed: Any,
+    tiny_data: Path,
+    tmp_path: Path,
+    killable: Callable[..., subprocess.Popen],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # a cluster that outlives the driver
     path = write_campaign(tmp_path / "killed", tiny_data, AXES)
     chance = random.Random(0)
     runs = tmp_path / "killed" / "runs"

@@ -12,6 +12,7 @@ from sermll.config import (
     run_id,
     to_yaml,
     with_overrides,
+    without_password,
 )
 from sermll.errors import ConfigError
 
@@ -171,3 +172,22 @@ def test_files_that_are_no_experiment_are_refused(tmp_path: Path, text: str) -> 
         load_experiment(path)
     with pytest.raises(ConfigError, match="no such experiment file"):
         load_experiment(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/db", "postgresql://***@host:5432/db"),
+        ("https://:token@host", "https://***@host"),
+        ("cannot reach http://a:b@c/d or http://e:f@g", "cannot reach http://***@c/d or http://***@g"),
+        ("sqlite:////data/a@b:c/mlflow.db", "sqlite:////data/a@b:c/mlflow.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_password_has_no_place_in_settings() -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
+        resolve({"name": "x", "data": {"path": "y"}}, {"tracking.mlflow": "postgresql://me:secret@host/db"})

@@ -1,0 +1,125 @@
+"""Jobs on a cluster of several nodes: sent, followed, stopped, sent twice, and outliving a node."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from machines import Machines, machines, until
+from prepared import tiny_settings
+
+pytestmark = pytest.mark.ray
+HERE = Path(__file__).parents[2]
+Sermll = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Machines]:
+    """A head and two nodes."""
+    with machines(2, 2) as found:
+        yield found
+
+
+@pytest.fixture
+def project(tiny_data: Path, tmp_path: Path) -> Path:
+    """A folder with an experiment whose data and runs are relative; the cluster has the data in tmp_path / "shared"."""
+    shared = tmp_path / "shared"
+    (shared / "data").mkdir(parents=True)
+    (shared / "data" / "tiny").symlink_to(tiny_data)
+    (tmp_path / "project").mkdir()
+    tree = tiny_settings(Path("data/tiny"), Path("runs")) | {"fold": 0}
+    (tmp_path / "project" / "x.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "project"
+
+
+def sermll(project: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sermll", *words]
+    environment = {**os.environ, "PYTHONPATH": str(HERE), **variables}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def submit(cluster: Machines, project: Path, *words: str) -> list[str]:
+    return ["submit", "--address", cluster.address, "--root", str(project.parent / "shared"), *words]
+
+
+def test_a_job_trains_what_a_laptop_trains(cluster: Machines, project: Path, tmp_path: Path) -> None:
+    done = sermll(project, *submit(cluster, project, "--follow", "--json", "--", "train", "x.yaml", "--json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, told, last = done.stdout.strip().splitlines()
+    job, run = json.loads(last), Path(json.loads(told)["run_dir"])
+    assert job["status"] == "SUCCEEDED" and job["exit_code"] == 0
+    assert run.parent == tmp_path / "shared" / "runs" and not (project / "runs").exists()
+    assert json.loads((run / "run.json").read_text())["code"]["commit"] == _head()
+    local = sermll(project, "train", "x.yaml", SERMLL_ROOT=str(tmp_path / "shared"), RAY_ADDRESS="")
+    assert "dev UA" not in local.stderr  # it is finished: the same run, wherever it was trained
+    again = sermll(project, "train", "x.yaml", f"data.path={tmp_path}/shared/data/tiny", RAY_ADDRESS="")
+    assert again.returncode == 0, again.stderr
+    (other,) = (project / "runs").glob("tiny-*")
+    assert other.name == run.name
+    assert pq.read_table(other / "predictions.parquet").equals(pq.read_table(run / "predictions.parquet"))
+    listed = sermll(project, "jobs", "list", "--address", cluster.address)
+    assert f"{job['job']} " in listed.stdout and "sermll train x.yaml --json" in listed.stdout
+    logs = sermll(project, "jobs", "logs", job["job"], "--address", cluster.address)
+    assert told in logs.stdout
+
+
+def test_a_job_that_fails_says_so_with_its_exit_status(cluster: Machines, project: Path) -> None:
+    done = sermll(project, *submit(cluster, project, "--follow", "--", "train", "x.yaml", "data.path=data/none"))
+    assert done.returncode == 1
+    assert f"{project.parent}/shared/data/none: no such folder" in done.stdout and "failed" in done.stderr
+    missing = sermll(project, "jobs", "logs", "none-such", "--address", cluster.address)
+    assert missing.returncode == 1 and "has no job none-such" in missing.stderr
+
+
+def test_sent_twice_the_second_is_refused_and_a_stopped_one_goes_on(cluster: Machines, project: Path) -> None:
+    long = ("--json", "--", "train", "x.yaml", "optim.epochs=40")
+    first = json.loads(sermll(project, *submit(cluster, project, *long)).stdout.splitlines()[-1])["job"]
+    runs = project.parent / "shared" / "runs"
+    until(lambda: list(runs.glob("tiny-*/fold-0/history.json")), 90)
+    second = sermll(project, *submit(cluster, project, "--follow", *long))
+    assert second.returncode == 1 and "another command is training this fold (process " in second.stdout
+    stopped = sermll(project, "jobs", "stop", first, "--json", "--address", cluster.address)
+    assert json.loads(stopped.stdout)["status"] == "STOPPED"
+    (history,) = runs.glob("tiny-*/fold-0/history.json")
+    known = len(json.loads(history.read_text()))
+    assert 0 < known < 40
+    done = sermll(project, *submit(cluster, project, "--follow", *long))
+    assert done.returncode == 0, done.stdout
+    assert len(json.loads(history.read_text())) == 40 and f"of 40  fold 0, epoch {known}:" not in done.stdout
+
+
+def test_a_node_vanishes_in_the_middle_and_nothing_changes(cluster: Machines, project: Path) -> None:
+    words = ("--follow", "--", "train", "x.yaml", "optim.epochs=5", "fold=null", "resources.parallel_folds=2")
+    shared = project.parent / "shared"
+    undisturbed = sermll(project, *submit(cluster, project, *words, f"tracking.runs={shared}/calm"))
+    assert undisturbed.returncode == 0, undisturbed.stdout
+    (calm,) = (shared / "calm").glob("tiny-*")
+    command = [sys.executable, "-m", "sermll", *submit(cluster, project, *words)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    disturbed = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def second_epoch() -> bool:
+        found = shared.glob("runs/tiny-*/fold-*/history.json")
+        return any(len(json.loads(path.read_text() or "[]")) == 1 for path in found)
+
+    until(second_epoch, 120)
+    cluster.lose(cluster.nodes[1])
+    out, _ = disturbed.communicate(timeout=300)
+    assert disturbed.returncode == 0, out
+    (run,) = (shared / "runs").glob("tiny-*")
+    assert (
+        json.loads((run / "metrics.json").read_text())["selected"]
+        == (json.loads((calm / "metrics.json").read_text())["selected"])
+    )
+    assert pq.read_table(run / "predictions.parquet").equals(pq.read_table(calm / "predictions.parquet"))
+
+
+def _head() -> str:
+    return subprocess.run(
+        ["git", "-C", str(HERE), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
