@@ -5,7 +5,7 @@ DATA   ?= data
 SERMLL_CORPORA ?= corpora
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo matrix-small test unit ray check fmt audio bench clean
+.PHONY: setup demo matrix-small test unit ray cluster-test check fmt audio bench clean
 
 setup: .venv/installed  ## make .venv and install everything, pinned
 .venv/installed: pyproject.toml constraints.txt
@@ -28,10 +28,13 @@ matrix-small: setup  ## cross-corpus matrix of synthetic, RAVDESS and EMO-DB; SE
 test: unit ray  ## every test that needs no recordings
 
 unit: setup  ## fast tests, no Ray
-	$(VENV)/python -m pytest -q -m 'not ray and not audio'
+	$(VENV)/python -m pytest -q -m 'not ray and not audio and not cluster'
 
 ray: setup  ## tests on a real Ray cluster on this machine
 	$(VENV)/python -m pytest -q -m 'ray and not audio'
+
+cluster-test: setup  ## jobs on a cluster of several nodes on this machine, one of which is killed in the middle
+	$(VENV)/python -m pytest -q -m cluster
 
 audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them
 	$(VENV)/python -m pytest -q -m audio

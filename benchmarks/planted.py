@@ -2,15 +2,15 @@
 
     python benchmarks/planted.py [SEEDS]
 
-Takes about ten minutes of two cores for ten seeds. Every utterance has two tones: a weak one that tells its class and a
-loud one that tells nothing. Of the training labels a share is corrupted: the class of the loud tone gets 0.51 of the
-label, the true one 0.49. KL divergence to such labels still learns the classes, since the true one has most of the
-mass on the whole; the supervised contrastive and the center loss ask for the label's largest class alone, and learn
-the loud tone instead. Dev and test utterances are mixed for just under half of their length with another at 0 dB, and
-training mixes at a high SNR do not prepare for that. So small weights of both losses and a low SNR range win. Where the
-region ends was read from a coarse grid on other data: there UA falls from 84 % with a weight of 0.01 to 78 with 0.1,
-and from 83 with mixes from -5 to 0 dB to 81 from 5 to 10 and 76 from 15 to 20. The experiment as it stands, trial 0,
-has none of it.
+Takes about ten minutes of two cores for ten seeds. Every utterance has two tones: one tells its class, the other
+nothing. Of the training labels a share is corrupted: the class of the second tone gets 0.51 of the label, the true
+one 0.49. KL divergence to such labels still learns the classes, since the true one has most of the mass on the whole;
+the supervised contrastive and the center loss ask for the label's largest class alone, and learn the second tone as
+well. Dev and test utterances are mixed for just under half of their length with another at 0 dB, and training mixes
+at a high SNR do not prepare for that. So small weights of both losses and a low SNR range win. Where the region ends
+was read from a coarse grid on other seeds, three each: UA is 86 % with a weight of 0.013 and mixes from -3 to 3 dB,
+81 with a weight of 0.1 and 50 with 1, and with mixes from 5 to 10 dB 84, from 15 to 20 dB 81. The experiment as it
+stands, trial 0, has none of it.
 
 Each seed makes other data, and both samplers train as many trials for as many epochs. The settings that win on dev
 are trained again with three other seeds, and scored on test utterances that no trial heard.
@@ -38,7 +38,7 @@ from sermll.study import Rules, Study
 
 SEEDS, TRIALS, RETRAINED = 10, 30, 3
 TRAIN, DEV, TEST, CLASSES = 160, 320, 640, 4
-TELLING_HZ, LOUD_HZ = (300.0, 475.0, 750.0, 1190.0), (1900.0, 2600.0, 3600.0, 5000.0)
+TELLING_HZ, OTHER_HZ = (300.0, 475.0, 750.0, 1190.0), (1900.0, 2600.0, 3600.0, 5000.0)
 CORRUPTED = 0.7
 SPACE = {
     "losses.supcon.weight": Choice(loguniform=(0.01, 10)),
@@ -63,7 +63,7 @@ Sampler = Literal["tpe", "random"]
 def inside(settings: dict[str, Any]) -> bool:
     """Whether settings lie in the planted region, as 4 % of all that are drawn from the space do."""
     supcon, center = settings["losses.supcon.weight"], settings["losses.center.weight"]
-    return supcon <= 0.05 and center <= 0.05 and sum(settings["mixup.snr_db"]) / 2 <= 5
+    return supcon <= 0.05 and center <= 0.05 and sum(settings["mixup.snr_db"]) / 2 <= 10
 
 
 def write_fold(folder: Path, seed: int) -> FoldData:
@@ -74,13 +74,13 @@ def write_fold(folder: Path, seed: int) -> FoldData:
         turns = hz * rng.uniform(0.94, 1.06) * np.arange(length) / 16_000
         return np.sin(2 * np.pi * turns + rng.uniform(0, 2 * np.pi))
 
-    def voice(telling: int | np.int64, loud: int | np.int64, length: int) -> np.ndarray:
-        return 0.5 * tone(TELLING_HZ[telling], length) + tone(LOUD_HZ[loud], length) + rng.normal(0, 0.3, length)
+    def voice(telling: int | np.int64, idle: int | np.int64, length: int) -> np.ndarray:
+        return tone(TELLING_HZ[telling], length) + tone(OTHER_HZ[idle], length) + rng.normal(0, 0.3, length)
 
     audio, targets = [], np.zeros((TRAIN + DEV + TEST, CLASSES), np.float32)
     for place, target in enumerate(targets):
-        telling, loud, length = rng.integers(CLASSES), rng.integers(CLASSES), int(rng.integers(4800, 8000))
-        signal = voice(telling, loud, length)
+        telling, idle, length = rng.integers(CLASSES), rng.integers(CLASSES), int(rng.integers(4800, 8000))
+        signal = voice(telling, idle, length)
         target[telling] = 1.0
         if place >= TRAIN:
             part = length // 2 - 1
@@ -88,8 +88,8 @@ def write_fold(folder: Path, seed: int) -> FoldData:
             other = voice(rng.integers(CLASSES), rng.integers(CLASSES), part)
             segment = signal[start : start + part]
             segment += other * np.sqrt((segment @ segment) / (other @ other))
-        elif loud != telling and rng.random() < CORRUPTED:
-            target[[telling, loud]] = 0.49, 0.51
+        elif idle != telling and rng.random() < CORRUPTED:
+            target[[telling, idle]] = 0.49, 0.51
         audio.append((signal * 3000).astype(np.int16))
     rows: list[dict[str, Any]] = [
         dict.fromkeys(field.name for field in UTTERANCE_FIELDS if field.nullable)

@@ -695,7 +695,8 @@ def _follow(jobs: "Jobs", job: str, as_json: bool) -> int:
         print(text, end="", flush=True)
     ended = jobs.find(job)
     if ended.status != "SUCCEEDED":
-        why = "stopped" if ended.status == "STOPPED" else f"failed ({ended.message or 'no more said'})"
+        status = f"with exit status {ended.exit_code}" if ended.exit_code is not None else f"({ended.message})"
+        why = "stopped" if ended.status == "STOPPED" else f"failed {status}"
         print(f"job {job}: {why}; the same command goes on from its last epoch", file=sys.stderr)
     if as_json:
         _print_json({"job": job, "status": ended.status, "exit_code": ended.exit_code})

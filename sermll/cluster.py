@@ -2,14 +2,15 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from sermll.config import Resources
-from sermll.errors import SermllError
+from sermll.errors import ConfigError, SermllError
 
-DATA_CPUS = 0.5
-"""Share of a core that one data task asks for: mixing is light beside training."""
+POLL_S = 1.0
 
 QUIET = {
     "RAY_AUTH_MODE": "token",
@@ -29,22 +30,95 @@ def lanes_here(resources: Resources) -> int | None:
     """How many folds this machine trains at once; None if another cluster is to be used."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    fit = lanes_of(_local_cpus(), resources)
+    fit = lanes_of(os.cpu_count() or 1, resources)
     return fit if resources.parallel_folds == "auto" else min(fit, resources.parallel_folds)
 
 
 def lanes_of(cpus: float, resources: Resources) -> int:
-    """How many folds so many CPUs train at once.
+    """How many folds so many CPUs train at once."""
+    return int(cpus // (resources.workers * resources.cpus_per_worker))
 
-    Data tasks must find room beside the training workers, or both would wait for each other for ever.
+
+def room(resources: Resources, unit: str = "fold") -> tuple[float, int]:
+    """GPUs of each training process, and how many units the connected cluster trains at once, no more than asked for.
+
+    Args:
+        resources: what a unit needs.
+        unit: for the message, a fold or a trial.
+
+    Raises:
+        ConfigError: not even one; or fewer than were asked for, unless the cluster is given time to grow.
     """
-    return int((cpus - DATA_CPUS) // (resources.workers * resources.cpus_per_worker))
+    import ray
+
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    each = _gpus_per_worker(resources, have)
+    need_cpus, need_gpus = resources.workers * resources.cpus_per_worker, resources.workers * each
+    fit = lanes_of(cpus, resources)
+    if need_gpus:
+        fit = min(fit, int(gpus // need_gpus))
+    wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
+    if fit < (1 if resources.wait_s else wanted):
+        grow = "" if resources.wait_s else "; or let it grow, with resources.wait_s=900"
+        raise ConfigError(
+            f"{wanted} {unit}(s) at once need {wanted * need_cpus:g} CPUs and {wanted * need_gpus:g} GPUs, "
+            f"the cluster has {cpus:g} and {gpus:g}; lower resources.workers, cpus_per_worker, gpus_per_worker or "
+            f"parallel_folds{grow}"
+        )
+    return each, fit if resources.parallel_folds == "auto" else min(fit, wanted)
 
 
-def _local_cpus() -> int:
-    # One more than there are cores: data tasks then always find room beside training, which would otherwise hold
-    # every core and wait for data for ever.
-    return (os.cpu_count() or 1) + 1
+def _gpus_per_worker(resources: Resources, have: Mapping[str, float]) -> float:
+    if resources.gpus_per_worker == "auto":
+        return 1.0 if have.get("GPU") else 0.0
+    return resources.gpus_per_worker
+
+
+@contextmanager
+def summoned(resources: Resources, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep asking the cluster's autoscaler for what is needed; begins once there is room for one unit.
+
+    As many are asked for as `resources.parallel_folds` says, one if that is auto. Does nothing unless
+    `resources.wait_s` says that the cluster grows.
+
+    Raises:
+        ConfigError: there was no room in time.
+    """
+    if not resources.wait_s:
+        yield
+        return
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
+    each = _gpus_per_worker(resources, ray.cluster_resources())
+    worker = {"CPU": resources.cpus_per_worker} | ({"GPU": each} if each else {})
+    request_resources(bundles=[worker] * (wanted * resources.workers))
+    try:
+        deadline, told = time.monotonic() + resources.wait_s, False
+        while True:
+            try:
+                room(resources)
+                break
+            except ConfigError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(f"after {resources.wait_s:g} s, {error}") from None
+            if not told:
+                say(f"waiting for machines, up to {resources.wait_s:g} s")
+                told = True
+            time.sleep(POLL_S)
+        yield
+    finally:
+        request_resources(bundles=[])  # machines that nobody needs may go
+
+
+def here() -> Any:
+    """A scheduling strategy: the node of whoever asks, whose end is the end of what it has begun."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 @contextmanager
@@ -68,7 +142,7 @@ def connected() -> Iterator[None]:
         else:
             ray.init(
                 address="local",
-                num_cpus=_local_cpus(),
+                num_cpus=os.cpu_count() or 1,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

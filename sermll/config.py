@@ -310,6 +310,11 @@ class Resources(Section):
     gpus_per_worker: float | Auto = Field(default="auto", description="auto: one if the cluster has any, else none")
     parallel_folds: int | Auto = Field(default="auto", description="folds trained at once; auto: as many as fit")
     max_failures: int = Field(default=3, ge=0, description="restarts of a fold after lost workers or nodes")
+    wait_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="ask a cluster that grows for machines, and wait so long for the first; 0: it is as large as it is",
+    )
 
 
 class Tracking(Section):

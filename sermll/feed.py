@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from sermll import config
 from sermll.audio import to_float
-from sermll.cluster import DATA_CPUS
+from sermll.cluster import here
 from sermll.labels import Labelled
 from sermll.mixup import eam, lam, mix_labels
 from sermll.plan import Plan, eval_plan, train_plan
@@ -26,6 +26,12 @@ BATCHES_PER_BLOCK = 8
 """Batches one data task makes: enough that its overhead vanishes, few enough that the first comes soon."""
 AHEAD_BYTES = 512 * 2**20
 """How much audio Ray Data may hold ready for one training process."""
+DATA_TASKS = 2
+"""How many data tasks work for one training process at once.
+
+They ask for no CPU: on a cluster that has lost nodes, training processes may hold all that are left, and would wait for
+their data for ever. Mixing is light beside training, and runs on the same machine.
+"""
 SPLITS = ("train", "dev", "test")
 
 
@@ -200,6 +206,7 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)
     context.enable_progress_bars = False
+    context.scheduling_strategy = here()
     callbacks: list[Any] = context.custom_execution_callback_classes
     if _Rest not in callbacks:
         callbacks.append(_Rest)
@@ -212,7 +219,7 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
         )
 
     dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
-        make, batch_size=None, batch_format="pyarrow", num_cpus=DATA_CPUS
+        make, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=DATA_TASKS
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         for row in range(len(table)):

@@ -11,14 +11,14 @@ import shutil
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sermll.cluster import DATA_CPUS, lanes_of
+from sermll.cluster import here, room, summoned
 from sermll.config import Resources
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData, stream
@@ -146,14 +146,16 @@ def _train_held(
     shaped = sorted(work, key=lambda pair: _shape(pair[0]).model_dump_json())
     groups = [(shape, list(members)) for shape, members in groupby(shaped, key=lambda pair: _shape(pair[0]))]
     for shape, _ in groups:
-        _fit(shape)
+        if not shape.wait_s:
+            room(shape)  # what does not fit is told before anything is trained
     total = sum(job.settings["optim"]["epochs"] for job, _ in work)
     failures: dict[FoldJob, str] = {}
     shutil.rmtree(scratch, ignore_errors=True)  # of a command that was killed
     try:
         with Progress(title, total, sum(len(job.history()) for job, _ in work)) as progress:
             for shape, members in groups:
-                failures |= _train_group(members, shape, scratch, progress, watch)
+                with summoned(shape, progress.say):
+                    failures |= _train_group(members, shape, scratch, progress, watch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return failures
@@ -161,38 +163,6 @@ def _train_held(
 
 def _shape(job: FoldJob) -> Resources:
     return Resources.model_validate(job.settings["resources"])
-
-
-def gpus_per_worker(resources: Resources, have: Mapping[str, float]) -> float:
-    """GPUs of each training process on a cluster that has so much."""
-    if resources.gpus_per_worker == "auto":
-        return 1.0 if have.get("GPU") else 0.0
-    return resources.gpus_per_worker
-
-
-def _fit(resources: Resources) -> tuple[float, int]:
-    """GPUs per worker, and how many lanes the cluster holds now, no more than were asked for.
-
-    Raises:
-        ConfigError: not even one, or fewer than were asked for.
-    """
-    import ray
-
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    each = gpus_per_worker(resources, have)
-    need_cpus = resources.workers * resources.cpus_per_worker
-    need_gpus = resources.workers * each
-    fit = lanes_of(cpus, resources)
-    if need_gpus:
-        fit = min(fit, int(gpus // need_gpus))
-    wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
-    if fit < wanted:
-        raise ConfigError(
-            f"{wanted} fold(s) at once need {wanted * need_cpus + DATA_CPUS:g} CPUs and {wanted * need_gpus:g} GPUs, "
-            f"the cluster has {cpus:g} and {gpus:g}; lower resources.workers, cpus_per_worker or parallel_folds"
-        )
-    return each, fit if resources.parallel_folds == "auto" else wanted
 
 
 def _train_group(
@@ -210,10 +180,12 @@ def _train_group(
         if id(data) not in shared:  # variants and seeds of a fold have the same utterances
             shared[id(data)] = ray.put(data)
     jobs = [job for job, _ in work]
-    board: Any = ray.remote(num_cpus=0)(Board).remote(
-        [(job, shared[id(data)]) for job, data in work], resources.max_failures
+    board: Any = (
+        ray.remote(num_cpus=0)(Board)
+        .options(scheduling_strategy=here())
+        .remote([(job, shared[id(data)]) for job, data in work], resources.max_failures)
     )
-    gpus, at_once = _fit(resources)
+    gpus, at_once = room(resources)
     epochs = [len(job.history()) for job in jobs]
     failures: dict[FoldJob, str] = {}
     lanes: dict[int, _Lane] = {}
@@ -266,7 +238,7 @@ def _train_group(
 def _grown(resources: Resources, at_once: int) -> int:
     """How many lanes the cluster holds by now; nodes that vanished may come back, so never fewer than before."""
     try:
-        return max(at_once, _fit(resources)[1])
+        return max(at_once, room(resources)[1])
     except ConfigError:
         return at_once
 

@@ -7,6 +7,7 @@ of these files, and relative paths of data and runs mean the folder of SERMLL_RO
 
 import asyncio
 import json
+import logging
 import os
 import re
 import shlex
@@ -70,6 +71,7 @@ class Jobs:
             os.environ.setdefault(name, QUIET[name])
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.ERROR)
         self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
         if not re.match(r"https?://", self.address):
             raise ConfigError(f"--address {self.address}: give the dashboard's, such as http://head:8265")
@@ -95,6 +97,8 @@ class Jobs:
         name = f"{arguments[0]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
         with tempfile.TemporaryDirectory(prefix="sermll-") as staged:
             stage(folder, Path(staged))
+            # Jobs that share a package lose their working directory when the first of them ends.
+            (Path(staged) / ".job").write_text(name, encoding="utf-8")
             with self._asking():
                 return self._client.submit_job(
                     entrypoint=f"python -m sermll {shlex.join(arguments)}",
@@ -132,8 +136,7 @@ class Jobs:
         """
         shown = 0
         while True:
-            ended = self.find(job).status in ENDED
-            text = ""
+            text, whole = "", True
             try:
                 for part in self._tail(job):
                     text += part
@@ -141,8 +144,8 @@ class Jobs:
                         yield text[shown:]
                         shown = len(text)
             except (RuntimeError, OSError):
-                pass  # the next question tells whether the cluster is still there
-            if ended:
+                whole = False
+            if self.find(job).status in ENDED and whole:  # asking tells whether the cluster is still there
                 return
             time.sleep(POLL_S)
 

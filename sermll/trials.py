@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 
 from sermll import calibration, metrics, results
 from sermll.bank import Bank
-from sermll.cluster import connected, lanes_of
+from sermll.cluster import connected, here, room, summoned
 from sermll.config import Experiment
-from sermll.errors import ConfigError, SermllError, TrainingError
+from sermll.errors import SermllError, TrainingError
 from sermll.feed import FoldData, stream
 from sermll.files import naming, read_json
 from sermll.loop import FoldJob, selection_scores, train_fold
 from sermll.progress import Progress
-from sermll.schedule import gpus_per_worker
 from sermll.search_plan import DIRECTIONS, Inner, Search
 from sermll.space import Chooser, suggest
 from sermll.study import Rules, Study, Taken
@@ -56,7 +55,8 @@ def run_trials(search: Search, inner: Inner, study: Study) -> None:
         return
     with connected(), Progress(f"searching {search.file.name}", search.file.trials, search.file.trials - left()) as bar:
         while (unfinished := left()) > 0:
-            _tune(search, inner, study, bar)
+            with summoned(search.experiment.resources, bar.say):
+                _tune(search, inner, study, bar)
             while left() > 0 and study.waiting_for_others():
                 time.sleep(POLL_S)
             if left() == unfinished:
@@ -75,24 +75,13 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
     from ray import tune
 
     resources = search.experiment.resources
-    cluster = ray.cluster_resources()
-    gpus = gpus_per_worker(resources, cluster)
-    at_once = lanes_of(cluster.get("CPU", 0.0), resources)
-    if gpus:
-        at_once = min(at_once, int(cluster.get("GPU", 0.0) // gpus))
-    if resources.parallel_folds != "auto":
-        at_once = min(at_once, resources.parallel_folds)
-    if at_once < 1:
-        raise ConfigError(
-            f"a trial needs {resources.cpus_per_worker:g} CPUs, {gpus:g} GPUs and some for its data, the cluster has "
-            f"{cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}; lower resources.cpus_per_worker, gpus_per_worker"
-        )
+    gpus, at_once = room(resources, "trial")
     folds = [
         FoldData.of(f"{inner.design.hash}/fold-{fold.index}", inner.design.prepared, inner.design.labelled, fold.rows)
         for fold in inner.design.folds.folds
     ]
     bank = _bank(search, inner, gpus)
-    desk: Any = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=_here()).remote(search, inner)
+    desk: Any = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here()).remote(search, inner)
     scratch = inner.folder / f".tune-{study.driver}"
     try:
         tune.Tuner(
@@ -117,14 +106,6 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
     finally:
         ray.kill(desk)
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _here() -> Any:
-    """The driver's node: what is on it alone, such as a SQLite file, is there too."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class Desk:

@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine: a head without CPUs, and nodes that come and go."""
 
+import json
 import os
 import shutil
 import socket
@@ -39,20 +40,27 @@ class Machines:
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def start(self, *words: str) -> subprocess.Popen:
-        """Begin a node."""
-        log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
+        """Begin a node, and wait until it is there."""
+        log = self.folder / f"node-{len(self.nodes)}.log"
         common = [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", "--block"]
         memory = f"--object-store-memory={150 * 2**20}"
         # The nodes run jobs with the interpreter of the tests.
-        environment = {**os.environ, "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
+        environment = {
+            **os.environ,
+            "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_FAKE_CLUSTER": "1",
+        }
         node = subprocess.Popen(
             [str(RAY), "start", *words, memory, *common],
-            stdout=log,
+            stdout=log.open("wb"),
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
         )
         self.nodes.append(node)
+        # Two that start at once on one machine take each other for themselves.
+        until(lambda: "Ray runtime started" in log.read_text(), START_S)
         return node
 
     def add(self, cpus: int) -> subprocess.Popen:
@@ -66,12 +74,17 @@ class Machines:
 
 
 @contextmanager
-def machines(*cpus: int) -> Iterator[Machines]:
-    """A head, and a node for each number of CPUs."""
+def machines(*cpus: int, may_grow: int = 0) -> Iterator[Machines]:
+    """A head, a node for each number of CPUs, and an autoscaler that adds up to `may_grow` nodes of two CPUs."""
     folder = Path(tempfile.mkdtemp(prefix="rc"))  # short: sockets lie in it, whose paths may have 107 letters
     cluster = Machines(folder)
+    scaling: list[str] = []
+    if may_grow:
+        (folder / "scaling.json").write_text(json.dumps(_scaling(may_grow, cluster.port)))
+        scaling = [f"--autoscaling-config={folder / 'scaling.json'}"]
     try:
         cluster.start(
+            *scaling,
             "--head",
             f"--port={cluster.port}",
             "--num-cpus=0",
@@ -80,12 +93,9 @@ def machines(*cpus: int) -> Iterator[Machines]:
             f"--ray-client-server-port={free_port()}",
             f"--temp-dir={folder}",
         )
-        until(lambda: (folder / "node-0.log").read_text().count("Ray runtime started"), START_S)
+        until(lambda: answers(cluster.dashboard_port), START_S)
         for count in cpus:
             cluster.add(count)
-        for index in range(len(cpus)):
-            log = folder / f"node-{index + 1}.log"
-            until(lambda log=log: log.read_text().count("Ray runtime started"), START_S)
         yield cluster
     finally:
         for node in reversed(cluster.nodes):
@@ -93,6 +103,39 @@ def machines(*cpus: int) -> Iterator[Machines]:
                 os.killpg(node.pid, 9)
                 node.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _scaling(may_grow: int, port: int) -> dict[str, Any]:
+    """Settings of Ray's autoscaler, with nodes that are processes of this machine."""
+    nodes = {"head": (0, 0), "worker": (2, may_grow)}
+    return {
+        "cluster_name": "test",
+        "max_workers": may_grow,
+        "idle_timeout_minutes": 1,
+        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "disable_node_updaters": True},
+        "available_node_types": {
+            name: {"resources": {"CPU": cpus}, "node_config": {}, "min_workers": 0, "max_workers": most}
+            for name, (cpus, most) in nodes.items()
+        },
+        "head_node_type": "head",
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def until(happened: Callable[[], Any], timeout_s: float) -> None:
