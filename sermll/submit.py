@@ -134,7 +134,7 @@ class Jobs:
         Raises:
             SermllError: the cluster does not answer any more.
         """
-        shown = 0
+        shown, last = 0, False
         while True:
             text, whole = "", True
             try:
@@ -143,10 +143,12 @@ class Jobs:
                     if len(text) > shown:  # a connection that was taken up begins at the beginning
                         yield text[shown:]
                         shown = len(text)
-            except (RuntimeError, OSError):
+            except Exception:  # whatever a connection that breaks raises
                 whole = False
-            if self.find(job).status in ENDED and whole:  # asking tells whether the cluster is still there
+            ended = self.find(job).status in ENDED  # asking tells whether the cluster is still there
+            if ended and (whole or last):
                 return
+            last = ended  # the connection broke: once more, for its last words
             time.sleep(POLL_S)
 
     def _tail(self, job: str) -> Iterator[str]:
