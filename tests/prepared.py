@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from sermll import prepare
 from sermll.corpora import CORPORA
@@ -102,6 +104,15 @@ def tiny_settings(data: Path, runs: Path) -> dict[str, Any]:
         "optim": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
         "tracking": {"runs": str(runs), "mlflow": False},
     }
+
+
+def recordings(name: str) -> Path:
+    """The folder of a corpus; the test is skipped where it is absent."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "corpora"
+    folder = Path(os.environ.get("SERMLL_CORPORA", beside)) / name
+    if not folder.is_dir():
+        pytest.skip(f"no recordings at {folder}; set SERMLL_CORPORA to a folder with {name}/ in it")
+    return folder
 
 
 def kill_when(process: subprocess.Popen, happened: Callable[[], Any], timeout_s: float = 180) -> None:

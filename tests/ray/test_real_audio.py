@@ -2,11 +2,11 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prepared import recordings
 
 from sermll.audio import read_recording, to_float
 from sermll.audit import audit
@@ -18,14 +18,6 @@ from sermll.train import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.audio]
 ROOT = Path(__file__).resolve().parents[2]
-CORPORA_DIR = Path(os.environ.get("SERMLL_CORPORA", ROOT.parent / "shared" / "corpora"))
-
-
-def recordings(name: str) -> Path:
-    folder = CORPORA_DIR / name
-    if not folder.is_dir():
-        pytest.skip(f"no recordings at {folder}; set SERMLL_CORPORA to a folder with {name}/ in it")
-    return folder
 
 
 @pytest.fixture(scope="module")
