@@ -55,16 +55,19 @@ def room(resources: Resources, unit: str = "fold") -> tuple[float, int]:
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
     each = _gpus_per_worker(resources, have)
     need_cpus, need_gpus = resources.workers * resources.cpus_per_worker, resources.workers * each
+    need_gb, gb = resources.workers * resources.memory_gb, have.get("memory", 0.0) / 1e9
     fit = lanes_of(cpus, resources)
     if need_gpus:
         fit = min(fit, int(gpus // need_gpus))
+    if need_gb:
+        fit = min(fit, int(gb // need_gb))
     wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
     if fit < (1 if resources.wait_s else wanted):
         grow = "" if resources.wait_s else "; or let it grow, with resources.wait_s=900"
         raise ConfigError(
-            f"{wanted} {unit}(s) at once need {wanted * need_cpus:g} CPUs and {wanted * need_gpus:g} GPUs, "
-            f"the cluster has {cpus:g} and {gpus:g}; lower resources.workers, cpus_per_worker, gpus_per_worker or "
-            f"parallel_folds{grow}"
+            f"{wanted} {unit}(s) at once need {wanted * need_cpus:g} CPUs, {wanted * need_gpus:g} GPUs and "
+            f"{wanted * need_gb:g} GB, the cluster has {cpus:g}, {gpus:g} and {gb:.0f}; lower resources.workers, "
+            f"cpus_per_worker, gpus_per_worker, memory_gb or parallel_folds{grow}"
         )
     return each, fit if resources.parallel_folds == "auto" else min(fit, wanted)
 
@@ -73,6 +76,12 @@ def _gpus_per_worker(resources: Resources, have: Mapping[str, float]) -> float:
     if resources.gpus_per_worker == "auto":
         return 1.0 if have.get("GPU") else 0.0
     return resources.gpus_per_worker
+
+
+def share(resources: Resources, gpus: float) -> dict[str, float]:
+    """What Ray sets apart for one training process."""
+    needs = {"CPU": resources.cpus_per_worker, "GPU": gpus, "memory": resources.memory_gb * 1e9}
+    return {name: amount for name, amount in needs.items() if amount}
 
 
 @contextmanager
@@ -92,9 +101,8 @@ def summoned(resources: Resources, say: Callable[[str], None]) -> Iterator[None]
     from ray.autoscaler.sdk import request_resources
 
     wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
-    each = _gpus_per_worker(resources, ray.cluster_resources())
-    worker = {"CPU": resources.cpus_per_worker} | ({"GPU": each} if each else {})
-    request_resources(bundles=[worker] * (wanted * resources.workers))
+    each = share(resources, _gpus_per_worker(resources, ray.cluster_resources()))
+    request_resources(bundles=[each] * (wanted * resources.workers))
     try:
         deadline, told = time.monotonic() + resources.wait_s, False
         while True:

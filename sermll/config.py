@@ -308,6 +308,11 @@ class Resources(Section):
     workers: int = Field(default=1, ge=1, description="training processes per fold; they share the global batch")
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float | Auto = Field(default="auto", description="auto: one if the cluster has any, else none")
+    memory_gb: float = Field(
+        default=0.0,
+        ge=0,
+        description="of each training process: no more run on a machine than fit; 0: not reckoned with",
+    )
     parallel_folds: int | Auto = Field(default="auto", description="folds trained at once; auto: as many as fit")
     max_failures: int = Field(default=3, ge=0, description="restarts of a fold after lost workers or nodes")
     wait_s: float = Field(

@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sermll.cluster import here, room, summoned
+from sermll.cluster import here, room, share, summoned
 from sermll.config import Resources
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData, stream
@@ -265,7 +265,7 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+            resources_per_worker=share(resources, gpus),
         ),
         run_config=ray.train.RunConfig(
             name=f"lane-{lane}",

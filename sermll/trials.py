@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from sermll import calibration, metrics, results
 from sermll.bank import Bank
-from sermll.cluster import connected, here, room, summoned
+from sermll.cluster import connected, here, room, share, summoned
 from sermll.config import Experiment
 from sermll.errors import SermllError, TrainingError
 from sermll.feed import FoldData, stream
@@ -87,7 +87,7 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
         tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_work, desk=desk, folds=folds, bank=bank),
-                {"cpu": resources.cpus_per_worker, "gpu": gpus},
+                tune.PlacementGroupFactory([share(resources, gpus)]),
             ),
             tune_config=tune.TuneConfig(
                 search_alg=_proposer(search, study, progress),

@@ -144,7 +144,7 @@ def lose_a_node(cluster: Machines, project: Path, *words: str) -> None:
 def test_a_cluster_without_machines_is_asked_for_some(project: Path) -> None:
     with machines(may_grow=1) as empty:
         refused = sermll(project, *submit(empty, project, "--follow", "--", "train", "x.yaml"))
-        assert refused.returncode == 1 and "the cluster has 0 and 0" in refused.stdout
+        assert refused.returncode == 1 and "the cluster has 0, 0 and " in refused.stdout
         assert "resources.wait_s=900" in refused.stdout
         words = ("--follow", "--", "train", "x.yaml", "resources.wait_s=90")
         done = sermll(project, *submit(empty, project, *words))

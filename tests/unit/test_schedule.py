@@ -1,9 +1,15 @@
 """The board that hands folds to lanes: each is ended once, lost ones wait again, a bounded number of times."""
 
+import os
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
+from sermll.errors import TrainingError
 from sermll.loop import FoldJob
-from sermll.schedule import Board
+from sermll.schedule import Board, _hold
 
 
 def board(folds: int, retries: int = 1) -> Board:
@@ -49,3 +55,16 @@ def test_a_fold_whose_workers_die_too_often_is_given_up_and_the_lane_is_not_blam
 
 def test_a_lane_that_never_began_is_told_apart() -> None:
     assert not board(1).lose(0, "no module named sermll")
+
+
+def test_a_fold_is_trained_by_one_command_at_a_time(tmp_path: Path) -> None:
+    job = FoldJob("x/fold-0", "fold 0", {}, 0, str(tmp_path / "fold-0"))
+    with ExitStack() as first:
+        _hold(job, first)
+        with (
+            pytest.raises(TrainingError, match=rf"fold-0: another command .* \(process {os.getpid()} on "),
+            ExitStack() as second,
+        ):
+            _hold(job, second)
+    with ExitStack() as later:
+        _hold(job, later)
