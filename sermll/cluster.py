@@ -121,12 +121,11 @@ def summoned(resources: Resources, say: Callable[[str], None]) -> Iterator[None]
         request_resources(bundles=[])  # machines that nobody needs may go
 
 
-def here() -> Any:
-    """A scheduling strategy: the node of whoever asks, whose end is the end of what it has begun."""
+def here() -> dict[str, str]:
+    """A Ray label selector: the node of whoever asks, whose end is the end of what it has begun."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
 
 @contextmanager

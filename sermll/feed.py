@@ -206,7 +206,6 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)
     context.enable_progress_bars = False
-    context.scheduling_strategy = here()
     callbacks: list[Any] = context.custom_execution_callback_classes
     if _Rest not in callbacks:
         callbacks.append(_Rest)
@@ -219,7 +218,12 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
         )
 
     dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
-        make, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=DATA_TASKS
+        make,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0,
+        concurrency=DATA_TASKS,
+        label_selector=here(),
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         for row in range(len(table)):

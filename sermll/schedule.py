@@ -182,7 +182,7 @@ def _train_group(
     jobs = [job for job, _ in work]
     board: Any = (
         ray.remote(num_cpus=0)(Board)
-        .options(scheduling_strategy=here())
+        .options(label_selector=here())
         .remote([(job, shared[id(data)]) for job, data in work], resources.max_failures)
     )
     gpus, at_once = room(resources)

@@ -81,7 +81,7 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
         for fold in inner.design.folds.folds
     ]
     bank = _bank(search, inner, gpus)
-    desk: Any = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here()).remote(search, inner)
+    desk: Any = ray.remote(num_cpus=0)(Desk).options(label_selector=here()).remote(search, inner)
     scratch = inner.folder / f".tune-{study.driver}"
     try:
         tune.Tuner(

@@ -202,7 +202,7 @@ def test_nan_stops_the_fold_and_names_the_utterances(
             TrainingError,
             "/no/such",
         ),
-        (["resources.workers=4", "resources.cpus_per_worker=2", "fold=0"], ConfigError, "need 8.5 CPUs"),
+        (["resources.workers=4", "resources.cpus_per_worker=2", "fold=0"], ConfigError, "need 8 CPUs"),
         (["resources.gpus_per_worker=1", "fold=0"], ConfigError, "1 GPUs and 0 GB, the cluster has 5, 0 and "),
         (["tracking.runs=/dev/null/runs"], Exception, "cannot be written"),
     ],
