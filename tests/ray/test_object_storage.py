@@ -60,7 +60,7 @@ def test_nodes_that_share_nothing_train_through_a_bucket_and_one_may_vanish(
     again = sermll(project, "prepare", "emodb", "--root", str(tiny_corpus), "--out", "data/tiny", **ours)
     assert "already prepared" in again.stdout
 
-    train = ("train", "x.yaml", "optim.epochs=5", "resources.parallel_folds=2", "--json")
+    train = ("train", "x.yaml", "optim.epochs=5", "resources.parallel_folds=2")
     calm = sermll(project, *train, f"data.path={tiny_data}", f"tracking.runs={tmp_path}/calm")
     assert calm.returncode == 0, calm.stdout + calm.stderr
     (expected,) = (tmp_path / "calm").glob("tiny-*")
