@@ -181,6 +181,8 @@ def _send_file(file: Path) -> None:
 
     def copy() -> None:
         system, key = _open(uri)
+        if uri.startswith("gs:"):  # where folders are no folders unless they are made
+            system.create_dir(str(Path(key).parent))
         with file.open("rb") as source, system.open_output_stream(key) as sink:
             shutil.copyfileobj(source, sink, 2**20)
         stored = system.get_file_info(key)
@@ -201,9 +203,9 @@ def remove(path: Path) -> None:
 
         def delete() -> None:
             system, key = _open(uri)
-            system.delete_dir_contents(key, missing_dir_ok=True)
-            with suppress(FileNotFoundError):  # the folder itself is an object where somebody has made one
-                system.delete_dir(key)
+            with suppress(FileNotFoundError):
+                system.delete_dir_contents(key, missing_dir_ok=True)
+                system.delete_dir(key)  # an object itself, where somebody has made one
 
         _patiently(uri, delete)
 

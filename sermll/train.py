@@ -175,7 +175,7 @@ def _folder(experiment: Experiment, name: str) -> Path:
     """Where a run lies: a run is its id, so one that was begun under another name goes on there."""
     runs = place(experiment.tracking.runs).absolute()
     own = f"{experiment.name}-{name}"
-    begun = [other for other in names(runs) if other.endswith(f"-{name}")]
+    begun = [own, *(other for other in names(runs) if other.endswith(f"-{name}") and other != own)]
     for other in begun:
         fetch_run(runs / other)
     begun = [other for other in begun if (runs / other / "run.json").exists()]
