@@ -127,19 +127,22 @@ def seconds_of(work: Callable[[], Any], least_s: float = 0.1) -> Callable[[], fl
 
 
 def compared(
-    found: Rounds, ours: str, peer: str, *, more_is_better: bool = False, scale: float = 1.0, **about: Any
+    found: Rounds,
+    ours: str,
+    peer: str,
+    ratio_is: Literal["peer / ours", "ours / peer"] = "peer / ours",
+    *,
+    scale: float = 1.0,
+    **about: Any,
 ) -> Row:
-    """The row of two ways. The ratio is peer over ours, how many times as fast we are, or ours over peer for rates.
-
-    `scale` brings what was measured to the row's unit.
-    """
+    """The row of two ways, whose ratio is taken in each round; `scale` brings what was measured to the row's unit."""
     pairs = list(zip(found[ours], found[peer], strict=True))
-    ratios = [mine / theirs if more_is_better else theirs / mine for mine, theirs in pairs]
+    ratios = [mine / theirs if ratio_is == "ours / peer" else theirs / mine for mine, theirs in pairs]
     return Row(
         ours=scale * statistics.median(found[ours]),
         peer=scale * statistics.median(found[peer]),
         ratio=statistics.median(ratios),
-        ratio_is="ours / peer" if more_is_better else "peer / ours",
+        ratio_is=ratio_is,
         spread=(min(ratios), max(ratios)),
         **about,
     )

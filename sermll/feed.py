@@ -5,9 +5,11 @@ Data turns into padded batches, in order, ahead of the training step, and throug
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -149,34 +151,36 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
     plan, waveforms, fold = feed.plan(split, epoch), _waveforms(feed.of), feed.of
     positions = plan.batch(index, rank, workers)
     lengths = plan.length[positions]
-    waveform = np.zeros((len(positions), int(lengths.max(initial=0))), np.float32)
+    waveform = np.empty((len(positions), int(lengths.max(initial=0))), np.float32)
     targets = np.zeros((len(positions), len(fold.classes)), np.float32)
 
-    def cropped(position: int) -> np.ndarray:
+    def cropped(position: int, out: np.ndarray | None = None) -> np.ndarray:
         start, length = plan.crop_start[position], plan.crop_length[position]
-        return to_float(waveforms[plan.rows[position]][start : start + length])
+        return to_float(waveforms[plan.rows[position]][start : start + length], out)
 
     def label(position: int) -> np.ndarray:
         return fold.targets[plan.rows[position]]
 
     for place, position in enumerate(positions.tolist()):
-        signal, target = cropped(position), label(position)
-        if plan.mix is not None and plan.mix.partner[position] >= 0:
-            partner = int(plan.mix.partner[position])
-            if isinstance(feed.mixup, config.EAM):
-                signal, share = eam(
-                    signal,
-                    cropped(partner),
-                    int(plan.mix.mix_length[position]),
-                    int(plan.mix.start[position]),
-                    int(plan.mix.partner_start[position]),
-                    float(plan.mix.snr_db[position]),
-                )
-            else:
-                signal, share = lam(signal, cropped(partner))
-            target = mix_labels(target, label(partner), share)
-        waveform[place, : len(signal)] = signal
-        targets[place] = target
+        row = waveform[place, : lengths[place]]
+        waveform[place, lengths[place] :] = 0
+        partner = -1 if plan.mix is None else int(plan.mix.partner[position])
+        if plan.mix is None or partner < 0:
+            cropped(position, row)
+            targets[place] = label(position)
+            continue
+        if isinstance(feed.mixup, config.EAM):
+            row[:], share = eam(
+                cropped(position),
+                cropped(partner),
+                int(plan.mix.mix_length[position]),
+                int(plan.mix.start[position]),
+                int(plan.mix.partner_start[position]),
+                float(plan.mix.snr_db[position]),
+            )
+        else:
+            row[:], share = lam(cropped(position), cropped(partner))
+        targets[place] = mix_labels(label(position), label(partner), share)
     rows = plan.rows[positions]
     return Batch(epoch, split, index, rows, waveform, lengths, fold.labels[rows], targets)
 
@@ -184,10 +188,9 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
 def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: int = 1) -> Generator[Batch, None, None]:
     """Batches of every epoch from `first_epoch` on: train, then dev, then test, in the plans' order.
 
-    Runs as one Ray Data execution in the calling process's cluster.
+    Runs as one Ray Data execution in the calling process's cluster. The first batches are made here, until the first
+    of Ray Data's are there: it takes seconds to start, and a batch takes milliseconds, whoever makes it.
     """
-    import ray.data
-
     num_batches = {split: feed.plan(split, first_epoch).num_batches for split in SPLITS}
     jobs = [
         {
@@ -200,8 +203,36 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
         for split in SPLITS
         for first in range(0, num_batches[split], BATCHES_PER_BLOCK)
     ]
-    if not jobs:
+
+    def make(job: dict[str, Any]) -> Iterator[Batch]:
+        return (
+            make_batch(feed, job["split"], job["epoch"], index, rank, workers)
+            for index in range(job["first"], job["last"])
+        )
+
+    if len(jobs) < 2:
+        for job in jobs:
+            yield from make(job)
         return
+    tables = _tables(jobs[1:], make)
+    made = 0
+    with ThreadPoolExecutor(1) as starting:
+        first = starting.submit(next, tables)
+        while made == 0 or (made < len(jobs) and not first.done()):
+            yield from make(jobs[made])
+            made += 1
+    # Ray Data has made these again, if any.
+    for table in islice(chain([first.result()], tables), made - 1, None):
+        for row in range(len(table)):
+            yield _from_table(table, row, len(feed.of.classes))
+
+
+def _tables(
+    jobs: list[dict[str, Any]], make: Callable[[dict[str, Any]], Iterator[Batch]]
+) -> Generator[pa.Table, None, None]:
+    """A table for each job, in their order, made by Ray Data's workers."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)
@@ -210,24 +241,18 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     if _Rest not in callbacks:
         callbacks.append(_Rest)
 
-    def make(job: pa.Table) -> pa.Table:
-        return _to_table(
-            make_batch(feed, row["split"], row["epoch"], index, rank, workers)
-            for row in job.to_pylist()
-            for index in range(row["first"], row["last"])
-        )
+    def make_table(block: pa.Table) -> pa.Table:
+        return _to_table(batch for job in block.to_pylist() for batch in make(job))
 
     dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
-        make,
+        make_table,
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
         concurrency=DATA_TASKS,
         label_selector=here(),
     )
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        for row in range(len(table)):
-            yield _from_table(table, row, len(feed.of.classes))
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
 class _Rest:
@@ -259,8 +284,9 @@ class _Rest:
         """Nothing to clean up."""
 
 
-def _to_table(batches: Iterator[Batch]) -> pa.Table:
-    """Batches as rows of plain Arrow types."""
+def _to_table(batches: Iterable[Batch]) -> pa.Table:
+    """Batches as rows of plain Arrow types; waveforms are not copied."""
+    batches = list(batches)
     rows: list[dict[str, Any]] = [
         {
             "epoch": batch.epoch,
@@ -270,11 +296,19 @@ def _to_table(batches: Iterator[Batch]) -> pa.Table:
             "lengths": batch.lengths,
             "labels": batch.labels,
             "targets": batch.targets.ravel(),
-            "waveform": batch.waveform.tobytes(),
         }
         for batch in batches
     ]
-    return pa.Table.from_pylist(rows, schema=_BATCH_SCHEMA)
+    waveforms = [_binary(batch.waveform) for batch in batches]
+    return pa.Table.from_pylist(rows, _BATCH_SCHEMA).append_column("waveform", pa.chunked_array(waveforms))
+
+
+def _binary(values: np.ndarray) -> pa.LargeBinaryArray:
+    """The bytes of an array as the only cell of a column."""
+    ends = np.array([0, values.nbytes], np.int64)
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(values))]
+    )
 
 
 _BATCH_SCHEMA = pa.schema(
@@ -286,7 +320,6 @@ _BATCH_SCHEMA = pa.schema(
         ("lengths", pa.list_(pa.int64())),
         ("labels", pa.list_(pa.int64())),
         ("targets", pa.list_(pa.float32())),
-        ("waveform", pa.large_binary()),
     ]
 )
 
