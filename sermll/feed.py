@@ -7,9 +7,10 @@ Data turns into padded batches, in order, ahead of the training step, and throug
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from sermll.mixup import eam, lam, mix_labels
 from sermll.plan import Plan, eval_plan, train_plan
 from sermll.shards import Prepared, Waveforms
 
-BATCHES_PER_BLOCK = 8
-"""Batches one data task makes: enough that its overhead vanishes, few enough that the first comes soon."""
+BLOCK_BYTES = 96 * 2**20
+"""How much audio one data task makes: enough that its overhead vanishes, less than Ray Data would cut in two."""
 AHEAD_BYTES = 512 * 2**20
 """How much audio Ray Data may hold ready for one training process."""
 DATA_TASKS = 2
@@ -191,17 +192,12 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     Runs as one Ray Data execution in the calling process's cluster. The first batches are made here, until the first
     of Ray Data's are there: it takes seconds to start, and a batch takes milliseconds, whoever makes it.
     """
-    num_batches = {split: feed.plan(split, first_epoch).num_batches for split in SPLITS}
+    blocks = {split: _blocks(feed.plan(split, first_epoch), workers) for split in SPLITS}
     jobs = [
-        {
-            "epoch": epoch,
-            "split": split,
-            "first": first,
-            "last": min(first + BATCHES_PER_BLOCK, num_batches[split]),
-        }
+        {"epoch": epoch, "split": split, "first": first, "last": last}
         for epoch in range(first_epoch, epochs)
         for split in SPLITS
-        for first in range(0, num_batches[split], BATCHES_PER_BLOCK)
+        for first, last in blocks[split]
     ]
 
     def make(job: dict[str, Any]) -> Iterator[Batch]:
@@ -214,17 +210,25 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
         for job in jobs:
             yield from make(job)
         return
-    tables = _tables(jobs[1:], make)
+    tables = _Rest.while_waiting(_tables(jobs[1:], make))
     made = 0
     with ThreadPoolExecutor(1) as starting:
         first = starting.submit(next, tables)
         while made == 0 or (made < len(jobs) and not first.done()):
             yield from make(jobs[made])
             made += 1
-    # Ray Data has made these again, if any.
+    # Ray Data has made some of these again, if it took long.
     for table in islice(chain([first.result()], tables), made - 1, None):
         for row in range(len(table)):
             yield _from_table(table, row, len(feed.of.classes))
+
+
+def _blocks(plan: Plan, workers: int) -> list[tuple[int, int]]:
+    """First batch and the one after the last of each block; other epochs' batches differ little in size."""
+    longest = np.maximum.reduceat(plan.length[plan.order], plan.bounds[:-1]) if len(plan.order) else np.zeros(1)
+    ends = np.cumsum(4 * longest * np.diff(plan.bounds) / workers)
+    firsts = np.flatnonzero(np.diff(ends // BLOCK_BYTES, prepend=-1)).tolist()
+    return list(pairwise([*firsts, plan.num_batches]))
 
 
 def _tables(
@@ -259,23 +263,30 @@ class _Rest:
     """Lets Ray Data's scheduling loop rest between its steps.
 
     It polls without pause while finished batches wait to be taken, and takes most of a core from the training step that
-    they wait for. A rest of this length is nothing beside a block of batches; while the first of them is waited for,
-    rests are shorter.
+    they wait for. A rest is nothing beside a block of batches, and shorter while the training process waits for one.
     """
 
-    SECONDS = 0.05
-    FIRST_STEPS, FIRST_SECONDS = 40, 0.01
+    SECONDS, WAITING_SECONDS = 0.05, 0.005
+    waiting = False
 
-    def __init__(self) -> None:
-        self._steps = 0
+    @classmethod
+    def while_waiting(cls, tables: Generator[pa.Table, None, None]) -> Generator[pa.Table, None, None]:
+        """The same tables; the loop is told while the next one is waited for."""
+        with closing(tables):
+            while True:
+                cls.waiting = True
+                table = next(tables, None)
+                cls.waiting = False
+                if table is None:
+                    return
+                yield table
 
     def before_execution_starts(self, executor: Any) -> None:  # Ray's private type
         """Nothing to prepare."""
 
     def on_execution_step(self, executor: Any) -> None:
         """Sleep for a moment."""
-        self._steps += 1
-        time.sleep(self.FIRST_SECONDS if self._steps <= self.FIRST_STEPS else self.SECONDS)
+        time.sleep(self.WAITING_SECONDS if self.waiting else self.SECONDS)
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to clean up."""
