@@ -307,9 +307,7 @@ def supcon(setting: Setting) -> Iterator[Row]:
             return measure
 
         ways = losses.ways()
-        memory = {
-            name: peak_gb(lambda way=way: lambda: losses.step(way, *batch) and None) for name, way in ways.items()
-        }
+        memory = {name: peak_gb(partial(partial, losses.step, way, *batch)) for name, way in ways.items()}
         found = in_turns({name: seconds(way) for name, way in ways.items()}, setting.rounds, warm_up=1)
         for name in ways:
             if name == losses.OURS:
