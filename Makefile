@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv/bin
 DATA   ?= data
+BENCH_PYTHON ?= $(VENV)/python
 SERMLL_CORPORA ?= corpora
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo matrix-small test unit ray cluster-test check fmt audio bench clean
+.PHONY: setup demo matrix-small test unit ray cluster-test check fmt audio bench bench-gpu bench-campaign clean
 
 setup: .venv/installed  ## make .venv and install everything, pinned
 .venv/installed: pyproject.toml constraints.txt
@@ -39,7 +40,14 @@ cluster-test: setup  ## jobs on a cluster of several nodes on this machine, one 
 audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them
 	$(VENV)/python -m pytest -q -m audio
 
-bench: setup  ## measurements side by side: what a campaign costs beyond training, what a feature bank saves
+bench: setup  ## measurements beside other libraries, 15 minutes on two cores; writes benchmarks/results
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(VENV)/python benchmarks/cpu.py
+
+bench-gpu:  ## the same on one GPU, 8 minutes; with BENCH_PYTHON, no .venv is needed, only torch and what sermll's model imports
+	PYTHONPATH=. $(BENCH_PYTHON) benchmarks/gpu.py
+
+bench-campaign: setup  ## what a campaign costs beyond training, what a feature bank saves, without peers: 15 minutes
 	$(VENV)/python benchmarks/campaign.py
 	$(VENV)/python benchmarks/bank.py
 

@@ -5,9 +5,12 @@ Data turns into padded batches, in order, ahead of the training step, and throug
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,8 @@ from sermll.mixup import eam, lam, mix_labels
 from sermll.plan import Plan, eval_plan, train_plan
 from sermll.shards import Prepared, ShardFile, Waveforms
 
-BATCHES_PER_BLOCK = 8
-"""Batches one data task makes: enough that its overhead vanishes, few enough that the first comes soon."""
+BLOCK_BYTES = 96 * 2**20
+"""How much audio one data task makes: enough that its overhead vanishes, less than Ray Data would cut in two."""
 AHEAD_BYTES = 512 * 2**20
 """How much audio Ray Data may hold ready for one training process."""
 DATA_TASKS = 2
@@ -148,34 +151,36 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
     plan, waveforms, fold = feed.plan(split, epoch), _waveforms(feed.of), feed.of
     positions = plan.batch(index, rank, workers)
     lengths = plan.length[positions]
-    waveform = np.zeros((len(positions), int(lengths.max(initial=0))), np.float32)
+    waveform = np.empty((len(positions), int(lengths.max(initial=0))), np.float32)
     targets = np.zeros((len(positions), len(fold.classes)), np.float32)
 
-    def cropped(position: int) -> np.ndarray:
+    def cropped(position: int, out: np.ndarray | None = None) -> np.ndarray:
         start, length = plan.crop_start[position], plan.crop_length[position]
-        return to_float(waveforms[plan.rows[position]][start : start + length])
+        return to_float(waveforms[plan.rows[position]][start : start + length], out)
 
     def label(position: int) -> np.ndarray:
         return fold.targets[plan.rows[position]]
 
     for place, position in enumerate(positions.tolist()):
-        signal, target = cropped(position), label(position)
-        if plan.mix is not None and plan.mix.partner[position] >= 0:
-            partner = int(plan.mix.partner[position])
-            if isinstance(feed.mixup, config.EAM):
-                signal, share = eam(
-                    signal,
-                    cropped(partner),
-                    int(plan.mix.mix_length[position]),
-                    int(plan.mix.start[position]),
-                    int(plan.mix.partner_start[position]),
-                    float(plan.mix.snr_db[position]),
-                )
-            else:
-                signal, share = lam(signal, cropped(partner))
-            target = mix_labels(target, label(partner), share)
-        waveform[place, : len(signal)] = signal
-        targets[place] = target
+        row = waveform[place, : lengths[place]]
+        waveform[place, lengths[place] :] = 0
+        partner = -1 if plan.mix is None else int(plan.mix.partner[position])
+        if plan.mix is None or partner < 0:
+            cropped(position, row)
+            targets[place] = label(position)
+            continue
+        if isinstance(feed.mixup, config.EAM):
+            row[:], share = eam(
+                cropped(position),
+                cropped(partner),
+                int(plan.mix.mix_length[position]),
+                int(plan.mix.start[position]),
+                int(plan.mix.partner_start[position]),
+                float(plan.mix.snr_db[position]),
+            )
+        else:
+            row[:], share = lam(cropped(position), cropped(partner))
+        targets[place] = mix_labels(label(position), label(partner), share)
     rows = plan.rows[positions]
     return Batch(epoch, split, index, rows, waveform, lengths, fold.labels[rows], targets)
 
@@ -183,24 +188,54 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
 def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: int = 1) -> Generator[Batch, None, None]:
     """Batches of every epoch from `first_epoch` on: train, then dev, then test, in the plans' order.
 
-    Runs as one Ray Data execution in the calling process's cluster.
+    Runs as one Ray Data execution in the calling process's cluster. The first batches are made here, until the first
+    of Ray Data's are there: it takes seconds to start, and a batch takes milliseconds, whoever makes it.
     """
-    import ray.data
-
-    num_batches = {split: feed.plan(split, first_epoch).num_batches for split in SPLITS}
+    blocks = {split: _blocks(feed.plan(split, first_epoch), workers) for split in SPLITS}
     jobs = [
-        {
-            "epoch": epoch,
-            "split": split,
-            "first": first,
-            "last": min(first + BATCHES_PER_BLOCK, num_batches[split]),
-        }
+        {"epoch": epoch, "split": split, "first": first, "last": last}
         for epoch in range(first_epoch, epochs)
         for split in SPLITS
-        for first in range(0, num_batches[split], BATCHES_PER_BLOCK)
+        for first, last in blocks[split]
     ]
-    if not jobs:
+
+    def make(job: dict[str, Any]) -> Iterator[Batch]:
+        return (
+            make_batch(feed, job["split"], job["epoch"], index, rank, workers)
+            for index in range(job["first"], job["last"])
+        )
+
+    if len(jobs) < 2:
+        for job in jobs:
+            yield from make(job)
         return
+    tables = _Rest.while_waiting(_tables(jobs[1:], make))
+    made = 0
+    with ThreadPoolExecutor(1) as starting:
+        first = starting.submit(next, tables)
+        while made == 0 or (made < len(jobs) and not first.done()):
+            yield from make(jobs[made])
+            made += 1
+    # Ray Data has made some of these again, if it took long.
+    for table in islice(chain([first.result()], tables), made - 1, None):
+        for row in range(len(table)):
+            yield _from_table(table, row, len(feed.of.classes))
+
+
+def _blocks(plan: Plan, workers: int) -> list[tuple[int, int]]:
+    """First batch and the one after the last of each block; other epochs' batches differ little in size."""
+    longest = np.maximum.reduceat(plan.length[plan.order], plan.bounds[:-1]) if len(plan.order) else np.zeros(1)
+    ends = np.cumsum(4 * longest * np.diff(plan.bounds) / workers)
+    firsts = np.flatnonzero(np.diff(ends // BLOCK_BYTES, prepend=-1)).tolist()
+    return list(pairwise([*firsts, plan.num_batches]))
+
+
+def _tables(
+    jobs: list[dict[str, Any]], make: Callable[[dict[str, Any]], Iterator[Batch]]
+) -> Generator[pa.Table, None, None]:
+    """A table for each job, in their order, made by Ray Data's workers."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)
@@ -209,47 +244,48 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     if _Rest not in callbacks:
         callbacks.append(_Rest)
 
-    def make(job: pa.Table) -> pa.Table:
-        return _to_table(
-            make_batch(feed, row["split"], row["epoch"], index, rank, workers)
-            for row in job.to_pylist()
-            for index in range(row["first"], row["last"])
-        )
+    def make_table(block: pa.Table) -> pa.Table:
+        return _to_table(batch for job in block.to_pylist() for batch in make(job))
 
     dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
-        make,
+        make_table,
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
         concurrency=DATA_TASKS,
         label_selector=here(),
     )
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        for row in range(len(table)):
-            yield _from_table(table, row, len(feed.of.classes))
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
 class _Rest:
     """Lets Ray Data's scheduling loop rest between its steps.
 
     It polls without pause while finished batches wait to be taken, and takes most of a core from the training step that
-    they wait for. A rest of this length is nothing beside a block of batches; while the first of them is waited for,
-    rests are shorter.
+    they wait for. A rest is nothing beside a block of batches, and shorter while the training process waits for one.
     """
 
-    SECONDS = 0.05
-    FIRST_STEPS, FIRST_SECONDS = 40, 0.01
+    SECONDS, WAITING_SECONDS = 0.05, 0.005
+    waiting = False
 
-    def __init__(self) -> None:
-        self._steps = 0
+    @classmethod
+    def while_waiting(cls, tables: Generator[pa.Table, None, None]) -> Generator[pa.Table, None, None]:
+        """The same tables; the loop is told while the next one is waited for."""
+        with closing(tables):
+            while True:
+                cls.waiting = True
+                table = next(tables, None)
+                cls.waiting = False
+                if table is None:
+                    return
+                yield table
 
     def before_execution_starts(self, executor: Any) -> None:  # Ray's private type
         """Nothing to prepare."""
 
     def on_execution_step(self, executor: Any) -> None:
         """Sleep for a moment."""
-        self._steps += 1
-        time.sleep(self.FIRST_SECONDS if self._steps <= self.FIRST_STEPS else self.SECONDS)
+        time.sleep(self.WAITING_SECONDS if self.waiting else self.SECONDS)
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to clean up."""
@@ -258,8 +294,9 @@ class _Rest:
         """Nothing to clean up."""
 
 
-def _to_table(batches: Iterator[Batch]) -> pa.Table:
-    """Batches as rows of plain Arrow types."""
+def _to_table(batches: Iterable[Batch]) -> pa.Table:
+    """Batches as rows of plain Arrow types; waveforms are not copied."""
+    batches = list(batches)
     rows: list[dict[str, Any]] = [
         {
             "epoch": batch.epoch,
@@ -269,11 +306,19 @@ def _to_table(batches: Iterator[Batch]) -> pa.Table:
             "lengths": batch.lengths,
             "labels": batch.labels,
             "targets": batch.targets.ravel(),
-            "waveform": batch.waveform.tobytes(),
         }
         for batch in batches
     ]
-    return pa.Table.from_pylist(rows, schema=_BATCH_SCHEMA)
+    waveforms = [_binary(batch.waveform) for batch in batches]
+    return pa.Table.from_pylist(rows, _BATCH_SCHEMA).append_column("waveform", pa.chunked_array(waveforms))
+
+
+def _binary(values: np.ndarray) -> pa.LargeBinaryArray:
+    """The bytes of an array as the only cell of a column."""
+    ends = np.array([0, values.nbytes], np.int64)
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(values))]
+    )
 
 
 _BATCH_SCHEMA = pa.schema(
@@ -285,7 +330,6 @@ _BATCH_SCHEMA = pa.schema(
         ("lengths", pa.list_(pa.int64())),
         ("labels", pa.list_(pa.int64())),
         ("targets", pa.list_(pa.float32())),
-        ("waveform", pa.large_binary()),
     ]
 )
 

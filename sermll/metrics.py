@@ -49,8 +49,7 @@ def wa(confusion: ArrayLike) -> Array:
     Returns:
         [...] from 0 to 1.
     """
-    counts = np.asarray(confusion, dtype=np.float64)
-    return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum(axis=(-2, -1)))
+    return _wa(_counts(confusion))
 
 
 def recalls(confusion: ArrayLike) -> Array:
@@ -62,8 +61,8 @@ def recalls(confusion: ArrayLike) -> Array:
     Returns:
         [..., C] from 0 to 1.
     """
-    counts = np.asarray(confusion, dtype=np.float64)
-    return _ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1))
+    counts = _counts(confusion)
+    return np.moveaxis(_ratio(counts[0], counts[1]), 0, -1)
 
 
 def ua(confusion: ArrayLike) -> Array:
@@ -75,7 +74,7 @@ def ua(confusion: ArrayLike) -> Array:
     Returns:
         [...] from 0 to 1.
     """
-    return _mean_of_known(recalls(confusion))
+    return _ua(_counts(confusion))
 
 
 def macro_f1(confusion: ArrayLike) -> Array:
@@ -87,9 +86,7 @@ def macro_f1(confusion: ArrayLike) -> Array:
     Returns:
         [...] from 0 to 1.
     """
-    counts = np.asarray(confusion, dtype=np.float64)
-    correct = np.diagonal(counts, axis1=-2, axis2=-1)
-    return _mean_of_known(_ratio(2 * correct, counts.sum(axis=-1) + counts.sum(axis=-2)))
+    return _macro_f1(_counts(confusion))
 
 
 METRICS: dict[str, Callable[[ArrayLike], Array]] = {"ua": ua, "wa": wa, "macro_f1": macro_f1}
@@ -154,21 +151,44 @@ def weighted_ua(weights: ArrayLike, confusions: Array, folds: NDArray) -> Array:
 
 def _scores(weights: NDArray, confusions: Array, folds: NDArray) -> dict[str, Array]:
     """Every score, [draws], when each speaker counts as often as `weights` [draws, speakers] say."""
-    weights = weights.astype(np.float64)
-    pooled = np.zeros((len(weights), *confusions.shape[1:]))
-    sums = {name: np.zeros(len(weights)) for name in METRICS}
-    represented = np.zeros(len(weights))
-    for fold in np.unique(folds):
+    weights = weights.astype(np.float64).T
+    # All that scores need of a matrix, [3, C, S]; draws come last, so that numpy's loops are long.
+    parts = _counts(confusions)
+    num_classes, numbers = confusions.shape[-1], np.unique(folds)
+    counts = np.empty((3, num_classes, len(numbers), weights.shape[1]))
+    share = np.empty(counts.shape[2:])
+    for place, fold in enumerate(numbers):
         inside = folds == fold
-        share = weights[:, inside].sum(axis=1) / inside.sum()
-        flat = confusions[inside].reshape(inside.sum(), -1)
-        counts = (weights[:, inside] @ flat).reshape(pooled.shape)  # the matrices of all draws in one product
-        for name, metric in METRICS.items():
-            sums[name] += np.where(share > 0, share * metric(counts), 0)
-        represented += share
-        pooled += counts
-    means = {name: _ratio(total, represented) for name, total in sums.items()}
-    return means | {f"pooled_{name}": metric(pooled) for name, metric in METRICS.items()}
+        share[place] = weights[inside].sum(axis=0) / inside.sum()
+        product = parts[..., inside].reshape(3 * num_classes, -1) @ weights[inside]  # all draws at once
+        counts[:, :, place] = product.reshape(3, num_classes, -1)
+    means = {
+        name: _ratio(np.where(share > 0, share * score(counts), 0).sum(axis=0), share.sum(axis=0))
+        for name, score in _SCORES.items()
+    }
+    return means | {f"pooled_{name}": score(counts.sum(axis=2)) for name, score in _SCORES.items()}
+
+
+def _counts(confusions: ArrayLike) -> Array:
+    """Of matrices [..., C, C] what scores are made of, [3, C, ...]: utterances right, true and predicted by class."""
+    counts = np.asarray(confusions, dtype=np.float64)
+    parts = [np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)]
+    return np.moveaxis(np.stack(parts), -1, 1)
+
+
+def _wa(counts: Array) -> Array:
+    return _ratio(counts[0].sum(axis=0), counts[1].sum(axis=0))
+
+
+def _ua(counts: Array) -> Array:
+    return _mean_of_known(_ratio(counts[0], counts[1]))
+
+
+def _macro_f1(counts: Array) -> Array:
+    return _mean_of_known(_ratio(2 * counts[0], counts[1] + counts[2]))
+
+
+_SCORES: dict[str, Callable[[Array], Array]] = {"ua": _ua, "wa": _wa, "macro_f1": _macro_f1}
 
 
 def _ratio(part: Array, whole: Array) -> Array:
@@ -177,6 +197,6 @@ def _ratio(part: Array, whole: Array) -> Array:
 
 
 def _mean_of_known(values: Array) -> Array:
-    """Mean over the last axis of what is not NaN; NaN if nothing is."""
+    """Mean over the first axis of what is not NaN; NaN if nothing is."""
     known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1).astype(np.float64))
+    return _ratio(np.where(known, values, 0).sum(axis=0), known.sum(axis=0).astype(np.float64))

@@ -274,8 +274,25 @@ def test_a_run_without_its_checkpoint_is_refused_by_name(finished: tuple[Experim
     assert gather(copy)["folds"]
 
 
-def test_ray_data_streams_the_plans_batches_in_order(ray_cluster: None, settings: Settings, tiny_data: Path) -> None:
+def test_ray_data_streams_the_plans_batches_in_order(
+    ray_cluster: None, settings: Settings, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sermll import feed as feed_module
     from sermll.feed import SPLITS, Feed, FoldData, make_batch, stream
+
+    received = []
+
+    def slowly(*arguments: Any) -> Any:  # in this process, so that Ray Data's workers are ahead of it
+        time.sleep(0.2)
+        return make_batch(*arguments)
+
+    def receive(*arguments: Any) -> Any:
+        received.append(arguments)
+        return unpatched(*arguments)
+
+    unpatched = feed_module._from_table
+    monkeypatch.setattr(feed_module, "make_batch", slowly)
+    monkeypatch.setattr(feed_module, "_from_table", receive)
 
     prepared = Prepared.open(tiny_data)
     rows = np.arange(140)
@@ -299,6 +316,7 @@ def test_ray_data_streams_the_plans_batches_in_order(ray_cluster: None, settings
             np.testing.assert_array_equal(batch.targets, made.targets)
             np.testing.assert_array_equal(batch.rows, made.rows)
             np.testing.assert_array_equal(batch.labels, made.labels)
+    assert received, "none of the batches came from Ray Data"
     assert isinstance(Waveforms(prepared.files, data.shard, data.row)[0], np.ndarray)
 
 

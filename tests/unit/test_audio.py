@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from sermll.audio import read_recording, to_float, to_int16
+from sermll.audio import read_recording, resample, to_float, to_int16
 from sermll.errors import AudioError
 
 
@@ -46,6 +46,18 @@ def test_resampling_agrees_with_a_polyphase_filter_and_removes_what_would_alias(
     ours = to_float(read_recording(tmp_path / "a.wav").samples)
     theirs = resample_poly(signal.astype(np.float64), 1, 3, window=("kaiser", 12.0))
     np.testing.assert_allclose(ours[800:-800], theirs[800:-800], atol=2e-3)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 12_345, 44_100, 48_000])
+@pytest.mark.parametrize("count", [1_235, 48_001])
+def test_resampling_is_librosas_to_the_bit(rate_hz: int, count: int) -> None:
+    import librosa
+
+    signal = np.random.default_rng(0).normal(0, 0.1, count).astype(np.float32)
+    expected = librosa.resample(signal, orig_sr=rate_hz, target_sr=16_000, res_type="soxr_hq")
+    found = resample(signal, rate_hz)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_silent_ends_are_trimmed_on_request(tmp_path: Path) -> None:

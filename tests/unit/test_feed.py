@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from sermll import feed as feed_module
 from sermll.feed import Feed, FoldData, make_batch
 from sermll.labels import apply_labels, label_space
 from sermll.shards import Prepared
@@ -136,3 +137,30 @@ def test_eam_mixes_soft_labels_and_metrics_count_the_majority(settings: Settings
             np.testing.assert_allclose(batch.targets[place], expected, atol=1e-6)
     test = make_batch(feed, "test", 0, 0)
     assert (test.labels == test.targets.argmax(1)).all()
+
+
+def test_blocks_hold_every_batch_once_and_no_more_than_they_may(
+    settings: Settings, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = feed_of(settings("optim.batch_size=2"), prepared).plan("train", 0)
+    longest = [4 * plan.length[plan.batch(index)].max() * len(plan.batch(index)) for index in range(plan.num_batches)]
+    for most in (1, max(longest), 4 * max(longest)):
+        monkeypatch.setattr(feed_module, "BLOCK_BYTES", most)
+        blocks = feed_module._blocks(plan, 1)
+        assert [index for first, last in blocks for index in range(first, last)] == list(range(plan.num_batches))
+        sizes = [sum(longest[first:last]) for first, last in blocks]
+        assert all(size < most + max(longest) for size in sizes)
+    monkeypatch.setattr(feed_module, "BLOCK_BYTES", 10**12)
+    assert feed_module._blocks(plan, 1) == [(0, plan.num_batches)]
+
+
+def test_batches_come_out_of_a_table_as_they_went_in(settings: Settings, prepared: Prepared) -> None:
+    feed = feed_of(settings("optim.batch_size=2"), prepared)
+    last = feed.plan("dev", 0).num_batches - 1
+    batches = [make_batch(feed, "train", 0, 0), make_batch(feed, "dev", 0, last, 3, 4), make_batch(feed, "test", 0, 0)]
+    table = feed_module._to_table(batches)
+    for row, batch in enumerate(batches):  # the second is empty
+        found = feed_module._from_table(table, row, 7)
+        for name, value in vars(batch).items():
+            np.testing.assert_array_equal(getattr(found, name), value)
+            assert not isinstance(value, np.ndarray) or getattr(found, name).shape == value.shape

@@ -1,0 +1,265 @@
+"""What Ray costs a run: an epoch beside a bare loop, two workers beside one, and the way to the first step.
+
+    python benchmarks/training.py
+
+About five minutes on two cores. The model is the default of `logmel` with all four losses, batches of 16 noise
+utterances of up to 3 s. The bare loop is given the same batches, in memory, and takes the same steps: forward, losses,
+backward, clipping, Adam, then scores of dev and test. It ends with the same loss, which is compared. Under Ray Train
+epochs after the first are counted, as their own history tells them.
+
+To the first step: a script that imports torch and the model and takes one step on data in memory; `sermll train` with
+a cluster of its own; and the same on a cluster that is up. Both trainings have one batch in an epoch, and the first
+step counts as done when the first epoch's history is there, less the scoring in it.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import yaml
+from noise import recordings, write_fold
+from side_by_side import Row, Target, alone, compared, in_turns
+from torch import nn
+
+from sermll import loop
+from sermll.cluster import QUIET, connected
+from sermll.config import Experiment
+from sermll.feed import SPLITS, Feed, FoldData, make_batch
+from sermll.model import System
+from sermll.schedule import train_jobs
+
+UTTERANCES, SCORED, EPOCHS, ROUNDS, STARTS = 192, 32, 4, 3, 3
+CPU = torch.device("cpu")
+
+
+def experiment(folder: Path, workers: int = 1) -> Experiment:
+    """The settings of a run of noise."""
+    return Experiment.model_validate(
+        {
+            "name": "bench",
+            "data": {"path": str(folder), "crop_s": 3.0},
+            "model": {"encoder": {"kind": "logmel"}},
+            "optim": {"epochs": EPOCHS, "lr": 1e-3},
+            "resources": {"workers": workers, "parallel_folds": 1},
+            "tracking": {"runs": str(folder), "mlflow": False},
+        }
+    )
+
+
+def under_ray(folder: Path, fold: FoldData, workers: int) -> list[dict[str, Any]]:
+    """History of a run whose workers Ray Train starts."""
+    shutil.rmtree(folder / "fold", ignore_errors=True)
+    settings = experiment(folder, workers)
+    job = loop.FoldJob("bench", "bench", settings.model_dump(mode="json"), 0, str(folder / "fold"))
+    failures = train_jobs([(job, fold)], "bench", folder / "lanes", lambda *_: None)
+    assert not failures, failures
+    return job.history()
+
+
+def bare(settings: Experiment, fold: FoldData) -> list[tuple[float, float]]:
+    """Mean loss and seconds of each epoch; batches are made before the clock runs."""
+    feed = Feed.for_run("bare", settings, fold)
+    loop._seed(settings.seed, 0)
+    system = System(settings, len(fold.classes))
+    optimizer = torch.optim.AdamW(system.parameters(), lr=settings.optim.lr, weight_decay=0.0, fused=True)
+    told = []
+    for epoch in range(settings.optim.epochs):
+        batches = {
+            split: [make_batch(feed, split, epoch, index) for index in range(feed.plan(split, epoch).num_batches)]
+            for split in SPLITS
+        }
+        loop._seed(settings.seed, 0, epoch, 0)
+        loop.set_rates(optimizer, settings.optim, epoch)
+        began, losses = time.perf_counter(), []
+        system.train()
+        for batch in batches["train"]:
+            waveform, lengths, target = (
+                torch.from_numpy(values) for values in (batch.waveform, batch.lengths, batch.targets)
+            )
+            loss = system(waveform, lengths, target)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(system.parameters(), settings.optim.clip_norm)
+            optimizer.step()
+            losses.append(loss.detach())
+        system.eval()
+        with torch.no_grad():
+            for batch in (*batches["dev"], *batches["test"]):
+                system.recognize(torch.from_numpy(batch.waveform), torch.from_numpy(batch.lengths))
+        told.append((float(torch.stack(losses).mean()), time.perf_counter() - began))
+    return told
+
+
+def epochs(folder: Path, fold: FoldData) -> Iterator[Row]:
+    """Steady epochs: bare, one worker, two workers."""
+    settings = experiment(folder)
+    losses: dict[str, float] = {}
+    waits: list[float] = []
+
+    def bare_s() -> float:
+        told = bare(settings, fold)
+        losses["bare"] = told[-1][0]
+        return statistics.median(seconds for _, seconds in told[1:])
+
+    def ray_s(workers: int) -> float:
+        history = under_ray(folder, fold, workers)
+        losses[f"{workers}"] = history[-1]["loss"]
+        if workers == 1:
+            waits.append(history[-1]["data_wait_share"])
+        return statistics.median(row["train_s"] + row["eval_s"] for row in history[1:])
+
+    with connected():
+        ways = {"bare": bare_s, "one": lambda: ray_s(1), "two": lambda: ray_s(2)}
+        found = in_turns(ways, ROUNDS, warm_up=0)
+    apart = {name: abs(loss / losses["bare"] - 1) for name, loss in losses.items()}
+    assert max(apart.values()) < 1e-3, f"the runs did not do the same: {losses}"
+    yield replace(
+        compared(
+            found,
+            "one",
+            "bare",
+            "ours / peer",
+            name="one epoch under Ray Train, 1 worker",
+            unit="s",
+            against="a bare PyTorch loop, batches in memory",
+            target=Target("<=", 1.05),
+        ),
+        note=f"Loss after {EPOCHS} epochs is the same to {apart['1']:.0e}; data were waited for during "
+        f"{100 * statistics.median(waits):.1f} % of the time.",
+    )
+    feed = Feed.for_run("bare", settings, fold)
+    yield replace(
+        compared(
+            found,
+            "two",
+            "one",
+            "peer / ours",
+            name="an epoch, 2 workers beside 1",
+            unit="s",
+            against="1 worker, the same global batch",
+        ),
+        limit="2 on two cores that do nothing else; making batches and Ray's own work need a part of them.",
+        note=f"Loss is the same to {apart['2']:.0e}. Every step is taken by both ranks, and at an epoch's end the "
+        f"lighter one has had {100 * imbalance(feed):.1f} % less audio to go through.",
+    )
+
+
+def imbalance(feed: Feed) -> float:
+    """Mean over an epoch's steps of what the lighter of two ranks lacks of the other's padded audio."""
+    lacks = []
+    plan = feed.plan("train", 0)
+    for index in range(plan.num_batches):
+        sizes = []
+        for rank in range(2):
+            lengths = plan.length[plan.batch(index, rank, 2)]
+            sizes.append(len(lengths) * lengths.max())
+        lacks.append(1 - min(sizes) / max(sizes))
+    return float(np.mean(lacks))
+
+
+BARE_SCRIPT = """
+import time
+import torch
+from sermll.config import Experiment
+from sermll.model import System
+settings = Experiment.model_validate({"name": "x", "data": {"path": "x"}, "model": {"encoder": {"kind": "logmel"}}})
+system = System(settings, 4)
+optimizer = torch.optim.AdamW(system.parameters(), fused=True)
+target = torch.eye(4)[torch.arange(16) % 4]
+system(torch.randn(16, 24_000), torch.full((16,), 24_000), target)["loss"].backward()
+optimizer.step()
+print(time.time())
+"""
+
+
+def small_run(folder: Path) -> Path:
+    """An experiment with a batch an epoch: three speakers, of whom each side of the split has one."""
+    audio = folder / "audio"
+    audio.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["path,label,speaker"]
+    for speaker in "abc":
+        for number in range(16):
+            name = f"{speaker}{number}.wav"
+            soundfile.write(audio / name, rng.normal(0, 0.1, 24_000), 16_000)
+            lines.append(f"{name},{'xy'[number % 2]},{speaker}")
+    (audio / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = ["prepare", "manifest", "--root", str(audio / "manifest.csv"), "--out", str(folder / "small")]
+    subprocess.run([sys.executable, "-m", "sermll", *command], check=True, capture_output=True)
+    settings = {
+        "name": "start",
+        "fold": 0,
+        "data": {"path": str(folder / "small")},
+        "model": {"encoder": {"kind": "logmel"}},
+        "optim": {"epochs": 1},
+    }
+    path = folder / "start.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def to_first_step(path: Path, runs: Path) -> float:
+    """Seconds from the command to its first step."""
+    shutil.rmtree(runs, ignore_errors=True)
+    began = time.time()
+    command = [sys.executable, "-m", "sermll", "train", str(path), f"tracking.runs={runs}", "tracking.mlflow=off"]
+    subprocess.run(command, check=True, capture_output=True)
+    (history,) = runs.glob("*/fold-0/history.json")
+    return history.stat().st_mtime - json.loads(history.read_text(encoding="utf-8"))[0]["eval_s"] - began
+
+
+def start_up(folder: Path) -> Iterator[Row]:
+    """The way to the first step: bare, with a cluster to start, on one that is up."""
+    path = small_run(folder)
+
+    def script() -> float:
+        began = time.time()
+        done = subprocess.run([sys.executable, "-c", BARE_SCRIPT], check=True, capture_output=True, text=True)
+        return float(done.stdout.split()[-1]) - began
+
+    found = in_turns({"bare": script, "cold": lambda: to_first_step(path, folder / "cold")}, STARTS, warm_up=1)
+    with connected():
+        import ray
+
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        try:
+            found |= in_turns({"warm": lambda: to_first_step(path, folder / "warm")}, STARTS, warm_up=1)
+        finally:
+            del os.environ["RAY_ADDRESS"]
+    for way, most_s, name in (("cold", 12, "with a cluster of its own"), ("warm", 5, "on a cluster that is up")):
+        yield compared(
+            found,
+            way,
+            "bare",
+            "ours / peer",
+            name=f"start-up to first step, {name}",
+            unit="s",
+            against="a script that imports torch and the model",
+            target=Target("<=", most_s, of="ours"),
+        )
+
+
+def rows() -> Iterator[Row]:
+    """Epochs, then start-up."""
+    os.environ.update(QUIET | {"RAY_worker_niceness": "0"})  # as the processes that it is compared with
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        yield from start_up(folder)
+        yield from epochs(folder, write_fold(folder, recordings(UTTERANCES + SCORED), SCORED))
+
+
+if __name__ == "__main__":
+    alone(rows)
