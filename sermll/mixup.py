@@ -108,17 +108,18 @@ def eam(
         The mixed copy, [samples], not clipped; and the weight lambda of the partner's label, 0 to 0.5. If
         either segment is silent no scale exists: the copy is unchanged and lambda 0.
     """
-    segment = signal[start : start + mix_length]
-    added = partner[partner_start : partner_start + mix_length]
+    segment = signal[start : start + mix_length].astype(np.float64)
+    added = partner[partner_start : partner_start + mix_length].astype(np.float64)
     assert len(segment) == len(added) == mix_length > 0, "segments must lie inside the crops"
 
     mixed = np.array(signal, dtype=np.float32)
-    # In float32 throughout: copies in float64 would cost several times the mixing and change it by 1e-7 of its size.
-    energy, added_energy = float(segment @ segment), float(added @ added)
+    energy, added_energy = segment @ segment, added @ added
     if energy == 0 or added_energy == 0:
         return mixed, 0.0
     snr = 10 ** (snr_db / 10)
-    mixed[start : start + mix_length] += np.float32(np.sqrt(energy / (snr * added_energy))) * added
+    added *= np.sqrt(energy / (snr * added_energy))  # in place: further arrays would take as long as the sums
+    added += segment
+    mixed[start : start + mix_length] = added
     return mixed, float(1 / (1 + snr) * mix_length / len(signal))
 
 

@@ -277,13 +277,3 @@ def test_labels_of_many_at_once() -> None:
     y_i, y_j, weights = np.eye(3), np.eye(3)[[1, 1, 0]], np.array([0.25, 0.5, 0.0])
     expected = [mix_labels(*one) for one in zip(y_i, y_j, weights, strict=True)]
     np.testing.assert_array_equal(mix_labels(y_i, y_j, weights), expected)
-
-
-@pytest.mark.parametrize("level", [1.0, 1e-4])  # full scale; three steps of 16 bits
-def test_eam_in_float32_equals_float64_over_seconds(level: float) -> None:
-    generator = np.random.default_rng(3)
-    signal, partner = (level * generator.uniform(-1, 1, size=(2, 100_000))).astype(np.float32)
-    mixed, _ = eam(signal, partner, 49_999, 123, 456, -5.0)
-    segment, added = signal[123:50_122].astype(np.float64), partner[456:50_455].astype(np.float64)
-    expected = segment + np.sqrt((segment @ segment) / (10**-0.5 * (added @ added))) * added
-    np.testing.assert_allclose(mixed[123:50_122], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
