@@ -91,11 +91,17 @@ def save(
         modules: "model", what is scored, and "trained" if it is another.
         optimizer: its state is kept.
         notes: what to remember, as JSON.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    for name, module in modules.items():
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-        save_file(tensors, path / f"{name}.safetensors")
-    torch.save(optimizer.state_dict(), path / "optimizer.pt")
+    try:
+        for name, module in modules.items():
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+            save_file(tensors, path / f"{name}.safetensors")
+        torch.save(optimizer.state_dict(), path / "optimizer.pt")
+    except (SafetensorError, RuntimeError) as error:  # what the two make of a full disk
+        raise OSError(f"{path}: {error}") from error
     files = {file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.is_file()}
     text = json.dumps({"format": FORMAT, "files": files, **notes})
     (path / NOTES).write_text(text, encoding="utf-8")

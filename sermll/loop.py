@@ -7,7 +7,7 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sermll import checkpoint, config, metrics
-from sermll.errors import TrainingError
+from sermll.errors import SermllError, StorageError, TrainingError
 from sermll.feed import Batch, Feed, FoldData
 from sermll.files import read_json, write_json
 from sermll.model import System
@@ -84,6 +84,7 @@ def train_fold(
     Raises:
         TrainingError: a loss or gradient is not finite.
         CheckpointError: a checkpoint belongs to another run, or the chosen one is damaged.
+        StorageError: what was trained cannot be written.
     """
     started = time.monotonic()
     settings = config.Experiment.model_validate(job.settings)
@@ -103,8 +104,9 @@ def train_fold(
             resumed.load_into(averaged)
         optimizer.load_state_dict(resumed.optimizer())
         history = resumed.notes["history"]
-        if rank == 0:  # a kill may have come between the checkpoint and this file
-            write_json(Path(job.folder) / "history.json", history)
+        with _storing(device):
+            if rank == 0:  # a kill may have come between the checkpoint and this file
+                write_json(Path(job.folder) / "history.json", history)
     parallel = _parallel(system, device)
     ids = data.names["id"].to_pylist()
 
@@ -119,7 +121,12 @@ def train_fold(
             # resumed run continues as if it had not stopped.
             _seed(settings.seed, job.fold, epoch, rank)
             rates = set_rates(optimizer, settings.optim, epoch)
-            row: dict[str, Any] = {"epoch": epoch, **rates, "padding_share": feed.plan("train", epoch).padding_share()}
+            row: dict[str, Any] = {
+                "epoch": epoch,
+                "workers": workers,
+                **rates,
+                "padding_share": feed.plan("train", epoch).padding_share(),
+            }
             scored: dict[str, Scores] = {}
             for split, members in groupby(phases, key=lambda batch: batch.split):
                 if split == "train":
@@ -135,18 +142,36 @@ def train_fold(
                     row |= {"dev_loss": scores.loss(), "dev_ua": metrics.ua(counts), "dev_wa": metrics.wa(counts)}
                     row |= {name: float(row[name]) for name in ("dev_ua", "dev_wa")}
             history.append(row)
-            if rank == 0:
-                modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
-                tables = {
-                    name: predictions_table(job.fold, data, scored[split])
-                    for name, split in ((PREDICTIONS, "test"), (DEV_PREDICTIONS, "dev"))
-                }
-                _keep(job, modules, optimizer, history, tables)
+            with _storing(device):
+                if rank == 0:
+                    modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
+                    tables = {
+                        name: predictions_table(job.fold, data, scored[split])
+                        for name, split in ((PREDICTIONS, "test"), (DEV_PREDICTIONS, "dev"))
+                    }
+                    _keep(job, modules, optimizer, history, tables)
             if stop(history):
                 return faults
-    if rank == 0:
-        _finish(job, time.monotonic() - started)
+    with _storing(device):
+        if rank == 0:
+            _finish(job, time.monotonic() - started)
     return faults
+
+
+@contextmanager
+def _storing(device: torch.device) -> Iterator[None]:
+    """Where the first worker writes: all of them stop when it cannot, as no restart would mend that."""
+    fault: list[SermllError | None] = [None]
+    try:
+        yield
+    except SermllError as error:
+        fault = [error]
+    except OSError as error:
+        fault = [StorageError(f"{error}; make room or mend the storage, and the same command goes on from here")]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(fault, device=device)
+    if fault[0] is not None:
+        raise fault[0]
 
 
 def _keep(

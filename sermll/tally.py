@@ -312,9 +312,17 @@ def _cost(run: Path, places: Mapping[int, Path]) -> Cost:
         with naming(place / "result.json"):
             result = read_json(place / "result.json")
             train_h = result["seconds"] / 3600
-            hours = [None if each == "auto" else train_h * held["workers"] * each for each in per_worker]
+            workers = held["workers"] if isinstance(held["workers"], int) else _mean_workers(place)
+            hours = [None if each == "auto" else train_h * workers * each for each in per_worker]
             total += Cost(result["wall_s"] / 3600, train_h, *hours)
     return total
+
+
+def _mean_workers(place: Path) -> float:
+    """How many processes trained a fold whose number changed, by the seconds of its epochs."""
+    history = read_json(place / "history.json")
+    seconds = [row["train_s"] + row["eval_s"] for row in history]
+    return sum(row["workers"] * each for row, each in zip(history, seconds, strict=True)) / sum(seconds)
 
 
 def _grouped(rows: Sequence[Row]) -> list[list[Row]]:

@@ -1,0 +1,278 @@
+"""What a cluster does to a run: processes killed, nodes that come, go and hang, memory and disks that are full.
+
+After each fault the run ends by itself, or with a named error and then, once that is mended, by the same command; and
+its numbers are those of a run that nobody disturbed, trained in one process without Ray. Drivers that are killed are
+tested in test_train.py and test_campaigns.py, a node lost with the lane on it in test_jobs.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from machines import RAY, Machines, machines, until
+from prepared import in_process, tiny_settings
+
+from sermll.config import Experiment, with_overrides
+from sermll.loop import train_fold
+from sermll.train import Designs, Run
+
+pytestmark = pytest.mark.cluster
+HERE = Path(__file__).parents[2]
+LONG = {"optim.batch_size": 4, "optim.epochs": 12}
+"""Epochs of a second or two, so that a fault can hit the middle of one."""
+QUIET = {"model.encoder.dropout": 0, "model.encoder.spec_augment": False}
+"""Dropout is drawn by each worker; without it their number changes nothing but rounding."""
+TIMED = ("train_s", "eval_s", "utterances_per_s", "data_wait_share", "workers")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Machines]:
+    """A head and a node of one CPU, to which tests add others."""
+    with machines(1) as found:
+        yield found
+
+
+def nodes(cluster: Machines, count: int) -> None:
+    """So many nodes that work, of one CPU each."""
+    for node in cluster.workers[count:]:
+        cluster.lose(node)
+    while len(cluster.workers) < count:
+        cluster.add(1)
+
+
+def experiment(data: Path, runs: Path, overrides: dict[str, Any]) -> Experiment:
+    return Experiment.model_validate(with_overrides(tiny_settings(data, runs), {"fold": 0, **LONG, **overrides}))
+
+
+def calm(data: Path, runs: Path, overrides: dict[str, Any]) -> Path:
+    """The folder of fold 0, trained in this process; dropout is the only thing that heeds the number of workers."""
+    run = Run.of(experiment(data, runs, overrides), Designs())
+    run.open()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for job, utterances in run.unfinished:
+        train_fold(job, utterances, in_process, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    return run.folder / "fold-0"
+
+
+class Command:
+    """`sermll train` in a process of its own, watched: the epochs there were, and what it says."""
+
+    def __init__(self, cluster: Machines, data: Path, folder: Path, **overrides: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.runs = folder / "runs"
+        tree = experiment(data, self.runs, overrides).model_dump(mode="json")
+        (folder / "x.yaml").write_text(yaml.safe_dump(tree))
+        self._said = folder / "said.txt"
+        # A lane may grow after 3 seconds instead of 30.
+        program = "import sys, sermll.schedule as s; s.RESIZE_S = 3.0; from sermll.cli import main; sys.exit(main())"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, "train", str(folder / "x.yaml")],
+            stdout=subprocess.DEVNULL,
+            stderr=self._said.open("wb"),
+            env={**os.environ, "PYTHONPATH": str(HERE), "RAY_ADDRESS": f"127.0.0.1:{cluster.port}"},
+        )
+        self._histories: list[list[Any]] = [self.history()]
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while self.process.poll() is None:
+            history = self.history()
+            if history != self._histories[-1]:
+                self._histories.append(history)
+            time.sleep(0.02)
+
+    def history(self) -> list[dict[str, Any]]:
+        found = list(self.runs.glob("tiny-*/fold-0/history.json"))
+        return json.loads(found[0].read_text()) if found else []
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def wait(self, happened: Callable[[], Any], timeout_s: float = 90) -> None:
+        """Wait for something to happen while the command runs."""
+        until(lambda: happened() or self.process.poll() is not None, timeout_s)
+        assert self.process.poll() is None, self.said
+
+    def mid_epoch(self, epoch: int) -> None:
+        """Wait until an epoch, counted from 0, is well under way."""
+        self.wait(lambda: len(self.history()) >= epoch)
+        time.sleep(0.3)
+
+    def end(self, status: int = 0) -> str:
+        """Wait for the end; what was said. No epoch that was kept has been trained again."""
+        assert self.process.wait(150) == status, self.said
+        for before, after in zip(self._histories, self._histories[1:], strict=False):
+            assert after[: len(before)] == before
+        return self.said
+
+    def equals(self, other: Path, rtol: float = 0) -> None:
+        """Its fold has the numbers of another."""
+        (fold,) = self.runs.glob("tiny-*/fold-0")
+        found, expected = (
+            [
+                {key: value for key, value in row.items() if key not in TIMED}
+                for row in json.loads((folder / "history.json").read_text())
+            ]
+            for folder in (fold, other)
+        )
+        assert len(found) == len(expected)
+        for mine, its in zip(found, expected, strict=True):
+            assert mine.keys() == its.keys()
+            assert mine == (pytest.approx(its, rel=rtol) if rtol else its)
+        tables = [pq.read_table(folder / "predictions.parquet") for folder in (fold, other)]
+        if not rtol:
+            assert tables[0].equals(tables[1])
+        assert tables[0]["utterance"].equals(tables[1]["utterance"])
+        assert tables[0]["predicted"].equals(tables[1]["predicted"])
+
+
+def test_processes_that_are_killed(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+    nodes(cluster, 1)
+    command = Command(cluster, tiny_data, tmp_path / "it")
+    command.wait(lambda: _kill_data_task(cluster))
+    command.mid_epoch(5)
+    (trainer,) = cluster.processes("RayTrainWorker")
+    trainer.kill()
+    known = len(command.history())
+    said = command.end()
+    assert [line for line in said.splitlines() if line.startswith("fold 0: worker 0 failed: ")], said
+    assert said.count("goes on from") == 1 and known >= 5  # the data's loss cost nothing
+    command.equals(calm(tiny_data, tmp_path / "calm", {}))
+
+
+def _kill_data_task(cluster: Machines) -> bool:
+    """Kill a process that is making batches at this moment; whether there was one."""
+    for process in cluster.processes("ray::IDLE") + cluster.processes("ray::MapBatches"):
+        with suppress(psutil.Error):
+            process.suspend()  # what it was doing it is doing still
+            if "ray::MapBatches" in " ".join(process.cmdline()):
+                process.kill()
+                return True
+            process.resume()
+    return False
+
+
+def test_nodes_come_and_go_under_a_lane_that_adapts(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+    nodes(cluster, 1)
+    adapting = QUIET | {"resources.workers": [1, 2], "optim.epochs": 100, "resources.max_failures": 1}
+    command = Command(cluster, tiny_data, tmp_path / "it", **adapting)
+    command.mid_epoch(1)
+    nodes(cluster, 2)
+    command.wait(lambda: "goes on with 2 workers, 1 before" in command.said)
+    known = len(command.history())
+    command.mid_epoch(known + 2)
+    nodes(cluster, 1)
+    said = command.end()
+    assert [row["workers"] for row in command.history()][known : known + 2] == [2, 2]
+    assert "fold 0: goes on with 1 workers, 2 before" in said, said
+    assert said.count("failed: ") == 1  # growing is no failure
+    command.equals(calm(tiny_data, tmp_path / "calm", adapting), rtol=2e-3)
+
+
+def test_a_node_that_comes_later_opens_a_second_lane(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+    nodes(cluster, 1)
+    command = Command(cluster, tiny_data, tmp_path / "it", **{"fold": None, "optim.epochs": 5})
+
+    def in_training() -> int:
+        begun = {path.parent for path in command.runs.glob("tiny-*/fold-*/history.json")}
+        return len(begun - {path.parent for path in command.runs.glob("tiny-*/fold-*/result.json")})
+
+    command.wait(in_training)
+    assert in_training() == 1
+    nodes(cluster, 2)
+    command.wait(lambda: in_training() == 2)
+    command.end()
+    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 5}))
+
+
+def test_a_slow_node_is_waited_for(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+    nodes(cluster, 2)
+    slow = QUIET | {"resources.workers": 2, "resources.max_failures": 0}
+    command = Command(cluster, tiny_data, tmp_path / "it", **slow)
+    command.mid_epoch(2)
+    trainer = cluster.processes("RayTrainWorker")[-1]
+    known = len(command.history())
+    trainer.suspend()
+    time.sleep(10)
+    assert len(command.history()) <= known + 1  # the other one waits
+    trainer.resume()
+    assert "failed" not in command.end()
+    command.equals(calm(tiny_data, tmp_path / "calm", slow), rtol=2e-3)
+
+
+def test_a_node_that_is_about_to_go_is_left(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+    nodes(cluster, 2)
+    command = Command(cluster, tiny_data, tmp_path / "it", **{"resources.max_failures": 0})
+    command.mid_epoch(2)
+    (trainer,) = cluster.processes("RayTrainWorker")
+    node = trainer.parent()
+    assert node is not None
+    (name,) = [word.partition("=")[2] for word in node.cmdline() if word.startswith("--node_id=")]
+    words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
+    address = f"--address=127.0.0.1:{cluster.port}"
+    subprocess.run([str(RAY), "drain-node", address, f"--node-id={name}", *words], check=True, capture_output=True)
+    command.wait(lambda: "leaves a machine that is about to go" in command.said)
+    (gone,) = [each for each in cluster.workers if each.pid == os.getsid(node.pid)]
+    cluster.lose(gone)
+    said = command.end()
+    assert said.count("goes on from") == 1 and "failed" not in said, said
+    command.equals(calm(tiny_data, tmp_path / "calm", {}))
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 16 MB; needs root."""
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16M", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_or_read_only(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+    nodes(cluster, 1)
+    with small_disk(tmp_path / "it") as disk:
+        command = Command(cluster, tiny_data, disk)
+        command.mid_epoch(2)
+        filler = disk / "filler"
+        subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True)  # until nothing fits
+        said = command.end(1)
+        assert "fold 0: " in said and "No space left on device" in said and "make room" in said, said
+        assert "Traceback" not in said and "worker 0 failed" not in said, said
+        filler.unlink()
+        command = Command(cluster, tiny_data, disk)
+        command.mid_epoch(5)
+        (checkpoints,) = disk.glob("runs/tiny-*/fold-0/checkpoints")
+        subprocess.run(["mount", "--bind", str(checkpoints), str(checkpoints)], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(checkpoints)], check=True)
+        said = command.end(1)
+        assert "Read-only file system" in said and "mend the storage" in said, said
+        subprocess.run(["umount", str(checkpoints)], check=True)
+        command = Command(cluster, tiny_data, disk)
+        command.end()
+        command.equals(calm(tiny_data, tmp_path / "calm", {}))
+
+
+def test_an_object_store_that_is_full_spills(tiny_data: Path, tmp_path: Path) -> None:
+    with machines(1, memory_mb=76) as small:  # Ray wants 75 at least
+        command = Command(small, tiny_data, tmp_path / "it", **{"optim.batch_size": 8, "optim.epochs": 40})
+        command.wait(lambda: any(path.is_file() for path in small.folder.glob("session_*/ray_spilled_objects*/*")))
+        command.end()
+    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.batch_size": 8, "optim.epochs": 40}))
