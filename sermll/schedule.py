@@ -97,10 +97,10 @@ class Board:
         self._ended.append((self._held.pop(lane), error, faults))
 
     def leave(self, lane: int) -> None:
-        """A lane's machines were told to stop; whoever takes its fold goes on from its last epoch."""
+        """A lane has left its machines, which are about to go; whoever takes its fold goes on from there."""
         number = self._held.pop(lane)
         self._waiting.appendleft(number)
-        self._told.append((number, "leaves a machine that is about to go; goes on from its last epoch"))
+        self._told.append((number, "has left a machine that is about to go; goes on from there"))
 
     def lose(self, lane: int, why: str, *, counts: bool = True) -> bool:
         """A lane's workers were lost; its fold waits again, unless that has happened too often.
@@ -363,7 +363,7 @@ def work_lane(board: Any, lane: int) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
 
-    def told_to_go(history: list[dict[str, Any]]) -> bool:
+    def told_to_go() -> bool:
         return ray.train.get_preemption_info() is not None  # the same to every worker
 
     while True:
@@ -373,7 +373,7 @@ def work_lane(board: Any, lane: int) -> None:
         job, data = ray.get(board.job.remote(number))
         error, faults = None, []
         try:
-            faults = train_fold(job, ray.get(data), stream, device, rank, workers, told_to_go)
+            faults = train_fold(job, ray.get(data), stream, device, rank, workers, leave=told_to_go)
         except SermllError as failure:
             error = str(failure)
         left = broadcast_from_rank_zero(error is None and not job.finished)

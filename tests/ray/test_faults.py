@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -75,7 +76,7 @@ class Command:
         self.runs = folder / "runs"
         tree = experiment(data, self.runs, overrides).model_dump(mode="json")
         (folder / "x.yaml").write_text(yaml.safe_dump(tree))
-        self._said = folder / "said.txt"
+        self._said = folder.with_suffix(".txt")
         # A lane may grow after 3 seconds instead of 30.
         program = "import sys, sermll.schedule as s; s.RESIZE_S = 3.0; from sermll.cli import main; sys.exit(main())"
         self.process = subprocess.Popen(
@@ -119,8 +120,8 @@ class Command:
             assert after[: len(before)] == before
         return self.said
 
-    def equals(self, other: Path, rtol: float = 0) -> None:
-        """Its fold has the numbers of another."""
+    def equals(self, other: Path, rel: float = 0) -> None:
+        """Its fold has the numbers of another; up to rounding if `rel` is given."""
         (fold,) = self.runs.glob("tiny-*/fold-0")
         found, expected = (
             [
@@ -132,25 +133,30 @@ class Command:
         assert len(found) == len(expected)
         for mine, its in zip(found, expected, strict=True):
             assert mine.keys() == its.keys()
-            assert mine == (pytest.approx(its, rel=rtol) if rtol else its)
+            for key, value in its.items():
+                assert mine[key] == (pytest.approx(value, rel=rel) if rel and isinstance(value, float) else value), key
         tables = [pq.read_table(folder / "predictions.parquet") for folder in (fold, other)]
-        if not rtol:
-            assert tables[0].equals(tables[1])
-        assert tables[0]["utterance"].equals(tables[1]["utterance"])
-        assert tables[0]["predicted"].equals(tables[1]["predicted"])
+        columns = ["utterance", "label", "predicted"] if rel else tables[0].column_names
+        assert tables[0].select(columns).equals(tables[1].select(columns))
 
 
-def test_processes_that_are_killed(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+def test_processes_that_are_killed_and_one_that_hangs_for_a_while(
+    cluster: Machines, tiny_data: Path, tmp_path: Path
+) -> None:
     nodes(cluster, 1)
     command = Command(cluster, tiny_data, tmp_path / "it")
     command.wait(lambda: _kill_data_task(cluster))
-    command.mid_epoch(5)
+    command.mid_epoch(4)
     (trainer,) = cluster.processes("RayTrainWorker")
+    trainer.suspend()
+    time.sleep(5)
+    trainer.resume()
+    command.mid_epoch(6)
     trainer.kill()
     known = len(command.history())
     said = command.end()
     assert [line for line in said.splitlines() if line.startswith("fold 0: worker 0 failed: ")], said
-    assert said.count("goes on from") == 1 and known >= 5  # the data's loss cost nothing
+    assert said.count("goes on from") == 1 and known >= 6, said  # the data's loss and the pause cost nothing
     command.equals(calm(tiny_data, tmp_path / "calm", {}))
 
 
@@ -168,19 +174,27 @@ def _kill_data_task(cluster: Machines) -> bool:
 
 def test_nodes_come_and_go_under_a_lane_that_adapts(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
     nodes(cluster, 1)
-    adapting = QUIET | {"resources.workers": [1, 2], "optim.epochs": 100, "resources.max_failures": 1}
+    adapting = QUIET | {"resources.workers": [1, 2], "resources.max_failures": 1}
+    adapting |= {"optim.epochs": 100, "optim.lr": 1e-5}  # rounding grows where much is learned
     command = Command(cluster, tiny_data, tmp_path / "it", **adapting)
     command.mid_epoch(1)
     nodes(cluster, 2)
     command.wait(lambda: "goes on with 2 workers, 1 before" in command.said)
     known = len(command.history())
     command.mid_epoch(known + 2)
+    slow = cluster.processes("RayTrainWorker")[-1]
+    slow.suspend()
+    waiting = len(command.history())
+    time.sleep(5)
+    assert len(command.history()) <= waiting + 1  # the other one waits for it
+    slow.resume()
+    command.mid_epoch(waiting + 2)
     nodes(cluster, 1)
     said = command.end()
     assert [row["workers"] for row in command.history()][known : known + 2] == [2, 2]
     assert "fold 0: goes on with 1 workers, 2 before" in said, said
     assert said.count("failed: ") == 1  # growing is no failure
-    command.equals(calm(tiny_data, tmp_path / "calm", adapting), rtol=2e-3)
+    command.equals(calm(tiny_data, tmp_path / "calm", adapting), rel=2e-3)
 
 
 def test_a_node_that_comes_later_opens_a_second_lane(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
@@ -199,24 +213,9 @@ def test_a_node_that_comes_later_opens_a_second_lane(cluster: Machines, tiny_dat
     command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 5}))
 
 
-def test_a_slow_node_is_waited_for(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
-    nodes(cluster, 2)
-    slow = QUIET | {"resources.workers": 2, "resources.max_failures": 0}
-    command = Command(cluster, tiny_data, tmp_path / "it", **slow)
-    command.mid_epoch(2)
-    trainer = cluster.processes("RayTrainWorker")[-1]
-    known = len(command.history())
-    trainer.suspend()
-    time.sleep(10)
-    assert len(command.history()) <= known + 1  # the other one waits
-    trainer.resume()
-    assert "failed" not in command.end()
-    command.equals(calm(tiny_data, tmp_path / "calm", slow), rtol=2e-3)
-
-
 def test_a_node_that_is_about_to_go_is_left(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
     nodes(cluster, 2)
-    command = Command(cluster, tiny_data, tmp_path / "it", **{"resources.max_failures": 0})
+    command = Command(cluster, tiny_data, tmp_path / "it", **{"resources.max_failures": 0, "optim.epochs": 60})
     command.mid_epoch(2)
     (trainer,) = cluster.processes("RayTrainWorker")
     node = trainer.parent()
@@ -225,12 +224,12 @@ def test_a_node_that_is_about_to_go_is_left(cluster: Machines, tiny_data: Path, 
     words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
     address = f"--address=127.0.0.1:{cluster.port}"
     subprocess.run([str(RAY), "drain-node", address, f"--node-id={name}", *words], check=True, capture_output=True)
-    command.wait(lambda: "leaves a machine that is about to go" in command.said)
+    command.wait(lambda: "has left a machine that is about to go" in command.said)
     (gone,) = [each for each in cluster.workers if each.pid == os.getsid(node.pid)]
     cluster.lose(gone)
     said = command.end()
     assert said.count("goes on from") == 1 and "failed" not in said, said
-    command.equals(calm(tiny_data, tmp_path / "calm", {}))
+    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 60}))
 
 
 @contextmanager
