@@ -140,11 +140,29 @@ class Command:
         assert tables[0].select(columns).equals(tables[1].select(columns))
 
 
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start(tiny_data: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start a command on a cluster, in the folder tmp_path / "it"; it is killed if it still runs at the end."""
+    started: list[Command] = []
+
+    def begin(cluster: Machines, **overrides: Any) -> Command:
+        started.append(Command(cluster, tiny_data, tmp_path / "it", **overrides))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.process.kill()
+        command.process.wait()
+
+
 def test_processes_that_are_killed_and_one_that_hangs_for_a_while(
     cluster: Machines, tiny_data: Path, tmp_path: Path
 ) -> None:
     nodes(cluster, 1)
-    command = Command(cluster, tiny_data, tmp_path / "it")
+    command = start(cluster)
     command.wait(lambda: _kill_data_task(cluster))
     command.mid_epoch(4)
     (trainer,) = cluster.processes("RayTrainWorker")
@@ -172,11 +190,13 @@ def _kill_data_task(cluster: Machines) -> bool:
     return False
 
 
-def test_nodes_come_and_go_under_a_lane_that_adapts(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+def test_nodes_come_and_go_under_a_lane_that_adapts(
+    cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path
+) -> None:
     nodes(cluster, 1)
     adapting = QUIET | {"resources.workers": [1, 2], "resources.max_failures": 1}
     adapting |= {"optim.epochs": 100, "optim.lr": 1e-5}  # rounding grows where much is learned
-    command = Command(cluster, tiny_data, tmp_path / "it", **adapting)
+    command = start(cluster, **adapting)
     command.mid_epoch(1)
     nodes(cluster, 2)
     command.wait(lambda: "goes on with 2 workers, 1 before" in command.said)
@@ -197,9 +217,11 @@ def test_nodes_come_and_go_under_a_lane_that_adapts(cluster: Machines, tiny_data
     command.equals(calm(tiny_data, tmp_path / "calm", adapting), rel=2e-3)
 
 
-def test_a_node_that_comes_later_opens_a_second_lane(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_node_that_comes_later_opens_a_second_lane(
+    cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path
+) -> None:
     nodes(cluster, 1)
-    command = Command(cluster, tiny_data, tmp_path / "it", **{"fold": None, "optim.epochs": 5})
+    command = start(cluster, **{"fold": None, "optim.epochs": 5})
 
     def in_training() -> int:
         begun = {path.parent for path in command.runs.glob("tiny-*/fold-*/history.json")}
@@ -213,9 +235,9 @@ def test_a_node_that_comes_later_opens_a_second_lane(cluster: Machines, tiny_dat
     command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 5}))
 
 
-def test_a_node_that_is_about_to_go_is_left(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_node_that_is_about_to_go_is_left(cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path) -> None:
     nodes(cluster, 2)
-    command = Command(cluster, tiny_data, tmp_path / "it", **{"resources.max_failures": 0, "optim.epochs": 60})
+    command = start(cluster, **{"resources.max_failures": 0, "optim.epochs": 60})
     command.mid_epoch(2)
     (trainer,) = cluster.processes("RayTrainWorker")
     node = trainer.parent()
@@ -245,10 +267,10 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_or_read_only(cluster: Machines, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_or_read_only(cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path) -> None:
     nodes(cluster, 1)
     with small_disk(tmp_path / "it") as disk:
-        command = Command(cluster, tiny_data, disk)
+        command = start(cluster)
         command.mid_epoch(2)
         filler = disk / "filler"
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True)  # until nothing fits
@@ -256,7 +278,7 @@ def test_a_disk_that_is_full_or_read_only(cluster: Machines, tiny_data: Path, tm
         assert "fold 0: " in said and "No space left on device" in said and "make room" in said, said
         assert "Traceback" not in said and "worker 0 failed" not in said, said
         filler.unlink()
-        command = Command(cluster, tiny_data, disk)
+        command = start(cluster)
         command.mid_epoch(5)
         (checkpoints,) = disk.glob("runs/tiny-*/fold-0/checkpoints")
         subprocess.run(["mount", "--bind", str(checkpoints), str(checkpoints)], check=True)
@@ -264,14 +286,14 @@ def test_a_disk_that_is_full_or_read_only(cluster: Machines, tiny_data: Path, tm
         said = command.end(1)
         assert "Read-only file system" in said and "mend the storage" in said, said
         subprocess.run(["umount", str(checkpoints)], check=True)
-        command = Command(cluster, tiny_data, disk)
+        command = start(cluster)
         command.end()
         command.equals(calm(tiny_data, tmp_path / "calm", {}))
 
 
-def test_an_object_store_that_is_full_spills(tiny_data: Path, tmp_path: Path) -> None:
+def test_an_object_store_that_is_full_spills(start: Start, tiny_data: Path, tmp_path: Path) -> None:
     with machines(1, memory_mb=76) as small:  # Ray wants 75 at least
-        command = Command(small, tiny_data, tmp_path / "it", **{"optim.batch_size": 8, "optim.epochs": 40})
+        command = start(small, **{"optim.batch_size": 8, "optim.epochs": 40})
         command.wait(lambda: any(path.is_file() for path in small.folder.glob("session_*/ray_spilled_objects*/*")))
         command.end()
     command.equals(calm(tiny_data, tmp_path / "calm", {"optim.batch_size": 8, "optim.epochs": 40}))
