@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 RAY = Path(sys.executable).with_name("ray")
-START_S = 90
+START_S = 180
 
 
 def free_port() -> int:

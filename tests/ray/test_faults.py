@@ -103,7 +103,7 @@ class Command:
     def said(self) -> str:
         return self._said.read_text()
 
-    def wait(self, happened: Callable[[], Any], timeout_s: float = 90) -> None:
+    def wait(self, happened: Callable[[], Any], timeout_s: float = 240) -> None:
         """Wait for something to happen while the command runs."""
         until(lambda: happened() or self.process.poll() is not None, timeout_s)
         assert self.process.poll() is None, self.said
@@ -115,7 +115,7 @@ class Command:
 
     def end(self, status: int = 0) -> str:
         """Wait for the end; what was said. No epoch that was kept has been trained again."""
-        assert self.process.wait(150) == status, self.said
+        assert self.process.wait(300) == status, self.said
         for before, after in zip(self._histories, self._histories[1:], strict=False):
             assert after[: len(before)] == before
         return self.said
@@ -221,7 +221,7 @@ def test_a_node_that_comes_later_opens_a_second_lane(
     cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path
 ) -> None:
     nodes(cluster, 1)
-    command = start(cluster, **{"fold": None, "optim.epochs": 5})
+    command = start(cluster, **{"fold": None, "optim.epochs": 8})
 
     def in_training() -> int:
         begun = {path.parent for path in command.runs.glob("tiny-*/fold-*/history.json")}
@@ -232,7 +232,7 @@ def test_a_node_that_comes_later_opens_a_second_lane(
     nodes(cluster, 2)
     command.wait(lambda: in_training() == 2)
     command.end()
-    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 5}))
+    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 8}))
 
 
 def test_a_node_that_is_about_to_go_is_left(cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path) -> None:
