@@ -28,7 +28,7 @@ from sermll.bank_plan import Recipe
 from sermll.config import Experiment
 from sermll.feed import SPLITS, Batch, Feed, FoldData, make_batch
 from sermll.loop import Batches, FoldJob, train_fold
-from sermll.shards import UTTERANCE_FIELDS, write_shard
+from sermll.shards import UTTERANCE_FIELDS, ShardFile, write_shard
 
 TRAIN, DEV, CLASSES = 40, 20, 4
 EPOCHS, MIXES, TRIALS = 2, 3, 20
@@ -50,7 +50,7 @@ def write_fold(folder: Path) -> FoldData:
     ids = [str(number) for number in numbers]
     return FoldData(
         key="bench",
-        files=(folder / "noise.arrow",),
+        files=(ShardFile(folder / "noise.arrow", ""),),
         names=pa.table(dict.fromkeys(("id", "speaker", "corpus", "audio_sha256"), ids)),
         shard=np.zeros(len(audio), np.int64),
         row=numbers,

@@ -32,7 +32,7 @@ from sermll import metrics
 from sermll.config import Experiment, resolve
 from sermll.feed import FoldData
 from sermll.loop import FoldJob, train_fold
-from sermll.shards import UTTERANCE_FIELDS, write_shard
+from sermll.shards import UTTERANCE_FIELDS, ShardFile, write_shard
 from sermll.space import Choice, params_of, settings_of, suggest
 from sermll.study import Rules, Study
 
@@ -102,7 +102,7 @@ def write_fold(folder: Path, seed: int) -> FoldData:
     ids = [str(number) for number in numbers]
     return FoldData(
         key=f"planted {seed}",
-        files=(folder / "planted.arrow",),
+        files=(ShardFile(folder / "planted.arrow", ""),),
         names=pa.table(dict.fromkeys(("id", "speaker", "corpus", "audio_sha256"), ids)),
         shard=np.zeros(len(audio), np.int64),
         row=numbers,

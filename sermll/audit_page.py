@@ -12,6 +12,7 @@ from sermll.errors import DataError
 from sermll.page import Html, tag
 from sermll.protocol import SPLITS
 from sermll.shards import Waveforms
+from sermll.storage import send
 
 WINDOW, HOP = 512, 160
 SHOWN = 50
@@ -33,6 +34,7 @@ def build(found: Audit, out: Path) -> Path:
         title = f"Audit of {found.design.prepared.manifest['title']}"
         sections = [tag("section", *_findings(found, title)), tag("section", *_statistics(found, out))]
         path.write_text(page.page(title, sections), encoding="utf-8", newline="\n")
+        send(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error}); give another --out") from None
     return path

@@ -35,6 +35,7 @@ from sermll.mixup import eam, mix_labels
 from sermll.pretrained import PretrainedEncoder
 from sermll.progress import Progress
 from sermll.shards import Waveforms, shard_name
+from sermll.storage import fetch
 
 FORMAT = 1
 """Version of the draws and the layout below; raised whenever the same settings would give another bank."""
@@ -103,6 +104,7 @@ class Bank:
         facts = _facts(data, recipe, encoder.fingerprint, encoder.dim)
         folder = Path(root).expanduser().absolute() / facts["key"][:16]
         try:
+            fetch(folder)
             if (folder / FACTS).exists():
                 sizes = read_json(folder / FACTS)["shards"]
             else:
@@ -120,6 +122,7 @@ class Bank:
         Raises:
             DataError: it is not there, not finished, of another version, or damaged.
         """
+        fetch(folder)
         facts = read_json(folder / FACTS)
         with naming(folder / FACTS):
             if facts["format"] != FORMAT:

@@ -22,11 +22,12 @@ from sermll import __version__
 from sermll.cluster import connected, lanes_here
 from sermll.config import Experiment, Section, read_yaml, resolve, validate, with_overrides
 from sermll.errors import ConfigError, SermllError
-from sermll.files import place, write_json
+from sermll.files import write_json
 from sermll.loop import FoldJob
 from sermll.results import finished_folds, gather
 from sermll.schedule import train_jobs
 from sermll.source import code_version
+from sermll.storage import address, place
 from sermll.store import store
 from sermll.tally import read as read_campaign
 from sermll.track import CampaignTracker, Tracker
@@ -189,7 +190,7 @@ class Plan:
                 {
                     "labels": dict(cell.labels),
                     "overrides": dict(cell.overrides),
-                    "run_dir": str(run.folder),
+                    "run_dir": address(run.folder),
                     "run_id": run.id,
                     "folds": [job.fold for job, _ in run.jobs],
                     "failed": {},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sermll import metrics, page, pictures
 from sermll.errors import DataError
 from sermll.page import Html, tag
+from sermll.storage import place, send
 from sermll.tables import cut, latex, markdown, percent, with_interval
 from sermll.tally import Cost, Group, Json, Row, Tally, code_in_words, tally
 
@@ -53,6 +54,7 @@ def write(found: Tally) -> Path:
         path = out / "index.html"
         whole = page.page(found.campaign["name"], (tag("section", *parts) for parts in (*sections, _rest(found))))
         path.write_text(whole, encoding="utf-8", newline="\n")
+        send(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error})") from None
     return path
@@ -64,11 +66,11 @@ def text(found: Tally) -> str:
     for group, records in _by_group(found):
         header = {"name": "", "UA": "UA [95 % interval]", "last": "last", "sd": "sd", "folds": "folds"}
         rows = [{**header, "versus": "difference", "verdict": ""}]
-        for place, (name, record) in enumerate(zip(group.names, records, strict=True)):
+        for rank, (name, record) in enumerate(zip(group.names, records, strict=True)):
             cells = _cells(record)
             row = {"name": name, "UA": cells["UA"], "last": percent(record["last_ua"]), "sd": cells["sd over seeds"]}
             row["folds"] = f"{record['finished']}/{record['asked']}"
-            row["versus"] = cells["difference in UA"] or "reference" * (place == 0 and len(records) > 1)
+            row["versus"] = cells["difference in UA"] or "reference" * (rank == 0 and len(records) > 1)
             rows.append({**row, "verdict": cells["verdict"]})
         told = [key for key in rows[0] if key == "name" or any(row[key] for row in rows[1:])]
         if all(record["finished"] == record["asked"] for record in records):
@@ -348,7 +350,7 @@ def _overrides(cells: Sequence[Json]) -> tuple[str, list[list[str]]]:
     rows = []
     for cell in cells:
         own = {key: value for key, value in cell["overrides"].items() if key not in common}
-        rows.append([*cell["labels"].values(), words(own), Path(cell["run_dir"]).name])
+        rows.append([*cell["labels"].values(), words(own), place(cell["run_dir"]).name])
     return words(common), rows
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sermll.errors import CheckpointError
 from sermll.shards import file_sha256
+from sermll.storage import fetch, remove, send
 
 FORMAT = 1
 NOTES = "checkpoint.json"
@@ -39,6 +40,7 @@ class Checkpoint:
         Raises:
             CheckpointError: missing, from another version, truncated or changed; the file at fault is named.
         """
+        fetch(path)
         try:
             notes = json.loads((path / NOTES).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -57,6 +59,7 @@ class Checkpoint:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a module or of another file of `save`, on the CPU."""
+        fetch(self.path / f"{name}.safetensors")  # it may have been opened on another machine
         try:
             return load_file(self.path / f"{name}.safetensors")
         except (OSError, SafetensorError) as error:
@@ -121,8 +124,9 @@ def writing(folder: Path, epoch: int) -> Iterator[Path]:
     partial.mkdir(parents=True)
     yield partial
     place = folder / _name(epoch)
-    shutil.rmtree(place, ignore_errors=True)  # one that was found damaged, and its epoch trained again
+    remove(place)  # one that was found damaged, and its epoch trained again
     partial.rename(place)
+    send(place)
 
 
 def keep_only(folder: Path, epochs: Collection[int]) -> None:
@@ -130,7 +134,7 @@ def keep_only(folder: Path, epochs: Collection[int]) -> None:
     kept = {_name(epoch) for epoch in epochs}
     for path in folder.iterdir():
         if path.name not in kept:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def of_epoch(folder: Path, epoch: int) -> Checkpoint:
@@ -155,6 +159,7 @@ def newest(folder: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
     Raises:
         CheckpointError: a checkpoint belongs to another run than `run`.
     """
+    fetch(folder, exact=True)  # every worker is to find the same
     faults: list[str] = []
     candidates: list[Checkpoint] = []
     for path in sorted(path for path in folder.glob("checkpoint_*") if path.is_dir()):

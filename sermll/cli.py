@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sermll import __version__
-from sermll.errors import ConfigError, DataError, ProtocolError, SermllError, TrainingError
-from sermll.files import ROOT, place
+from sermll.errors import ConfigError, DataError, ProtocolError, SermllError, StorageError, TrainingError
 from sermll.rows import Corpus
+from sermll.storage import ROOT, address, place
 
 if TYPE_CHECKING:  # what a verb needs is loaded when it is called, so that --help is quick
     from sermll.campaign import Campaign
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "sermll download ravdess --out ~/RAVDESS --accept-licence",
     )
     download.add_argument("corpus", help="a corpus that `sermll corpora` marks as downloadable")
-    download.add_argument("--out", type=place, required=True, help="folder for the corpus")
+    download.add_argument("--out", type=_place, required=True, help="folder for the corpus")
     download.add_argument("--accept-licence", action="store_true", help="you have read the licence and agree to it")
 
     prepare = _verb(
@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         "sermll prepare ravdess --root ~/RAVDESS --out data/ravdess",
     )
     prepare.add_argument("corpus", help="one of `sermll corpora`, or your own: manifest, audformat, audiofolder")
-    prepare.add_argument("--root", type=place, help="the corpus folder; synthetic: made beside --out if not given")
-    prepare.add_argument("--out", type=place, required=True, help="folder for the prepared data")
+    prepare.add_argument("--root", type=_place, help="the corpus folder; synthetic: made beside --out if not given")
+    prepare.add_argument("--out", type=_place, required=True, help="folder for the prepared data")
     prepare.add_argument("--classes", metavar="A,B,...", help="your own corpus: its classes in order (alphabetical)")
     prepare.add_argument("--trim-db", type=float, metavar="DB", help="cut ends this far below the loudest part")
     prepare.add_argument(
@@ -101,10 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         "look for leaks, copies, label noise and bad recordings; exit status 1 if training and test overlap",
         "sermll audit data/ravdess emobox",
     )
-    audit.add_argument("data", type=place, metavar="DATA", help="folder written by `sermll prepare`")
+    audit.add_argument("data", type=_place, metavar="DATA", help="folder written by `sermll prepare`")
     audit.add_argument("protocol", nargs="?", default="default", help="fold list or file, as protocol.folds (default)")
     audit.add_argument("--labels", default="default", help="label space, as data.labels")
-    audit.add_argument("--out", type=place, help="folder for the page; default: audit-<corpus>")
+    audit.add_argument("--out", type=_place, help="folder for the page; default: audit-<corpus>")
 
     train = _verb(
         verbs,
@@ -188,8 +188,8 @@ def _parser() -> argparse.ArgumentParser:
         "tables, pictures and one HTML page of one or several runs",
         "sermll report runs/ravdess-0123456789ab",
     )
-    report.add_argument("runs", type=place, nargs="+", metavar="RUN", help="folders printed by `sermll train`")
-    report.add_argument("--out", type=place, help="folder for the page; default: RUN/report, or report/ for several")
+    report.add_argument("runs", type=_place, nargs="+", metavar="RUN", help="folders printed by `sermll train`")
+    report.add_argument("--out", type=_place, help="folder for the page; default: RUN/report, or report/ for several")
 
     compare = _verb(
         verbs,
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         "is a variant better than another: paired differences with intervals over speakers and a permutation test",
         "sermll compare runs/ravdess-0123456789ab runs/ravdess-cafe01234567",
     )
-    compare.add_argument("runs", type=place, nargs="+", metavar="RUN", help="the run to compare with, then the others")
+    compare.add_argument("runs", type=_place, nargs="+", metavar="RUN", help="the run to compare with, then the others")
 
     ensemble = _verb(
         verbs,
@@ -207,8 +207,8 @@ def _parser() -> argparse.ArgumentParser:
         "join finished runs of one protocol by the probabilities they gave; training and models are not needed",
         "sermll ensemble runs/ravdess-0123456789ab runs/ravdess-cafe01234567 --out runs/ravdess-both",
     )
-    ensemble.add_argument("runs", type=place, nargs="+", metavar="RUN", help="two folders at least, of `sermll train`")
-    ensemble.add_argument("--out", type=place, required=True, help="folder for the ensemble, itself a run's folder")
+    ensemble.add_argument("runs", type=_place, nargs="+", metavar="RUN", help="two folders at least, of `sermll train`")
+    ensemble.add_argument("--out", type=_place, required=True, help="folder for the ensemble, itself a run's folder")
     ensemble.add_argument(
         "--method",
         choices=("mean", "stack"),
@@ -223,9 +223,9 @@ def _parser() -> argparse.ArgumentParser:
         "how a run's models bear noise: its test utterances with real noise at true SNR; goes on where it stopped",
         "sermll robustness runs/ravdess-0123456789ab --noise ~/noises --snr 20 10 5 0 -5",
     )
-    robustness.add_argument("run_dir", type=place, metavar="RUN", help="folder printed by `sermll train`")
+    robustness.add_argument("run_dir", type=_place, metavar="RUN", help="folder printed by `sermll train`")
     robustness.add_argument(
-        "--noise", type=place, required=True, metavar="DIR", help="folder of WAV and FLAC files, each one noise"
+        "--noise", type=_place, required=True, metavar="DIR", help="folder of WAV and FLAC files, each one noise"
     )
     robustness.add_argument(
         "--snr",
@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DB",
         help="signal-to-noise ratios: active speech level over noise level",
     )
-    robustness.add_argument("--out", type=place, help="folder for the results; default: RUN/robustness")
+    robustness.add_argument("--out", type=_place, help="folder for the results; default: RUN/robustness")
     robustness.add_argument("--seed", type=int, default=0, help="of the segments of noise (0); the same for all runs")
 
     predict = _verb(
@@ -245,8 +245,8 @@ def _parser() -> argparse.ArgumentParser:
         "label recordings with the models of a run",
         "sermll predict runs/ravdess-0123456789ab a.wav b.flac",
     )
-    predict.add_argument("run_dir", type=place, metavar="RUN", help="folder printed by `sermll train`")
-    predict.add_argument("files", type=place, nargs="+", metavar="AUDIO", help="WAV, FLAC or other recordings")
+    predict.add_argument("run_dir", type=_place, metavar="RUN", help="folder printed by `sermll train`")
+    predict.add_argument("files", type=_place, nargs="+", metavar="AUDIO", help="WAV, FLAC or other recordings")
     predict.add_argument("--fold", type=int, help="use this fold's model; default: average over all folds' models")
 
     track = _verb(
@@ -256,11 +256,11 @@ def _parser() -> argparse.ArgumentParser:
         "send a run's results to MLflow, when its server was away or another should have them",
         "sermll track runs/ravdess-0123456789ab --uri http://mlflow:5000",
     )
-    track.add_argument("run_dir", type=place, metavar="RUN", help="folder printed by `sermll train`")
+    track.add_argument("run_dir", type=_place, metavar="RUN", help="folder printed by `sermll train`")
     track.add_argument("--uri", help="MLflow URI; default: the run's own, else MLFLOW_TRACKING_URI")
 
     ui = _verb(verbs, "ui", _ui, "MLflow's pages for the runs of a folder, in a browser", "sermll ui --port 5000")
-    ui.add_argument("--runs", type=place, default="runs", help="folder of the runs, as tracking.runs (runs)")
+    ui.add_argument("--runs", type=_place, default="runs", help="folder of the runs, as tracking.runs (runs)")
     ui.add_argument("--port", type=int, default=5000, help="of this machine (5000)")
     return parser
 
@@ -269,6 +269,13 @@ def _add_address(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--address", metavar="URL", help="of the dashboard (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
     )
+
+
+def _place(text: str) -> Path:
+    try:
+        return place(text)
+    except StorageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _verb(
@@ -298,16 +305,17 @@ def _prepare(options: argparse.Namespace) -> int:
         print(f"  {name:<12} {count:>6}{'' if count == published else f'   published: {published}'}")
     for group in manifest["identical_audio"]:
         print(f"  identical audio: {' = '.join(group)}")
-    print(f"problems: {problems}" + (f", listed in {options.out / 'problems.csv'}" if problems else ""))
+    out = address(options.out)
+    print(f"problems: {problems}" + (f", listed in {out}/problems.csv" if problems else ""))
     for reason, count in manifest["problems"].items():
         print(f"  {reason:<12} {count:>6}")
     for reason, count in manifest["noted"].items():
-        print(f"  {reason:<12} {count:>6}   used all the same, see {options.out / 'problems.csv'}")
-    print(f"data hash {manifest['data_hash'][:12]} in {options.out}")
+        print(f"  {reason:<12} {count:>6}   used all the same, see {out}/problems.csv")
+    print(f"data hash {manifest['data_hash'][:12]} in {out}")
     if options.json:
         _print_json(
             {
-                "path": str(options.out),
+                "path": out,
                 "data_hash": manifest["data_hash"],
                 "utterances": manifest["utterances"],
                 "problems": problems,
@@ -318,11 +326,11 @@ def _prepare(options: argparse.Namespace) -> int:
     if share > options.max_problems:
         raise DataError(
             f"{problems} of {problems + manifest['utterances']} files ({share:.1%}) are unusable, more than "
-            f"{options.max_problems:.1%}: see {options.out / 'problems.csv'}. The rest is prepared; "
+            f"{options.max_problems:.1%}: see {out}/problems.csv. The rest is prepared; "
             "--max-problems accepts it"
         )
     if not options.json:
-        print(f"next: sermll audit {options.out}")
+        print(f"next: sermll audit {out}")
     return 0
 
 
@@ -421,7 +429,7 @@ def _audit(options: argparse.Namespace) -> int:
     if found.leaks:
         raise ProtocolError(f"{len(found.leaks)} leaks, see above; numbers from these folds would be too high")
     if not options.json:
-        print(f"next: sermll train experiments/{found.design.prepared.corpus}.yaml data.path={options.data}")
+        print(f"next: sermll train experiments/{found.design.prepared.corpus}.yaml data.path={address(options.data)}")
     return 0
 
 
@@ -433,18 +441,18 @@ def _train(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.experiment, parse_overrides(options.overrides))
     outcome = train(experiment)
     print(text_table(load(outcome.run_dir)))
-    print(f"run      {outcome.run_dir}")
+    print(f"run      {address(outcome.run_dir)}")
     print(f"report   {outcome.report}")
     if outcome.not_tracked:
         print(f"MLflow does not have everything ({outcome.not_tracked})")
-        print(f"next: sermll track {outcome.run_dir}")
+        print(f"next: sermll track {address(outcome.run_dir)}")
     else:
-        print(f"next: sermll predict {outcome.run_dir} your.wav")
+        print(f"next: sermll predict {address(outcome.run_dir)} your.wav")
     if options.json:
         selected, last = outcome.metrics["selected"], outcome.metrics["last"]
         _print_json(
             {
-                "run_dir": str(outcome.run_dir),
+                "run_dir": address(outcome.run_dir),
                 "metrics": {
                     **{name: selected[name]["value"] for name in ("ua", "wa", "macro_f1")},
                     "ua_low": selected["ua"]["low"],
@@ -467,7 +475,7 @@ def _run(options: argparse.Namespace) -> int:
 
     def told(outcome: Outcome) -> dict[str, Any]:
         return {
-            "campaign_dir": str(outcome.folder),
+            "campaign_dir": address(outcome.folder),
             "cells": outcome.cells,
             "finished": outcome.finished,
             "failed": outcome.cells - outcome.finished,
@@ -527,13 +535,13 @@ def _cells(
         print(plan.text())
         if options.json:
             cells, finished = len(plan.runs), sum(plan.done)
-            _print_json({"campaign_dir": str(campaign.folder), "cells": cells, "finished": finished})
+            _print_json({"campaign_dir": address(campaign.folder), "cells": cells, "finished": finished})
         else:
             print(f"next: {command}")
         return 0
     outcome = run_campaign(campaign, build)
     print(text(outcome.found))
-    print(f"campaign {outcome.folder}")
+    print(f"campaign {address(outcome.folder)}")
     print(f"page     {outcome.page}")
     if outcome.not_tracked:
         print(f"MLflow does not have everything ({outcome.not_tracked}); the same command sends it")
@@ -546,7 +554,7 @@ def _cells(
             "the same command tries them again"
         )
     if not options.json:
-        print(f"next: sermll ui --runs {outcome.folder.parent}")
+        print(f"next: sermll ui --runs {address(outcome.folder.parent)}")
     return 0
 
 
@@ -590,11 +598,11 @@ def _ensemble(options: argparse.Namespace) -> int:
     found = ensemble(options.runs, options.out, options.method)
     print(text_table(load(found.run_dir)))
     print(text(found))
-    print(f"run      {found.run_dir}")
+    print(f"run      {address(found.run_dir)}")
     if options.json:
         _print_json(found.as_json())
     else:
-        print(f"next: sermll report {found.run_dir}")
+        print(f"next: sermll report {address(found.run_dir)}")
     return 0
 
 
@@ -635,9 +643,9 @@ def _track(options: argparse.Namespace) -> int:
     fault = upload(options.run_dir, options.uri)
     if fault:
         raise SermllError(f"MLflow did not take the results ({fault}); the run's folder is complete, try again later")
-    print(f"MLflow has everything of {options.run_dir}")
+    print(f"MLflow has everything of {address(options.run_dir)}")
     if options.json:
-        _print_json({"run_dir": str(options.run_dir), "complete": True})
+        _print_json({"run_dir": address(options.run_dir), "complete": True})
     return 0
 
 
@@ -656,7 +664,7 @@ def _submit(options: argparse.Namespace) -> int:
     if missing:
         raise ConfigError(f"--env {missing[0]}: not set here")
     jobs = Jobs(options.address)
-    root = Path(options.root or os.environ.get(ROOT) or here)
+    root = options.root or os.environ.get(ROOT) or str(here)
     job = jobs.submit(options.command, here, root, {name: os.environ[name] for name in options.env})
     print(f"job {job} at {jobs.address}")
     if options.follow:

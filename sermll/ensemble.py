@@ -31,6 +31,7 @@ from sermll.errors import DataError
 from sermll.files import read_json, write_json
 from sermll.results import DEV_PREDICTIONS, PREDICTIONS
 from sermll.source import code_version
+from sermll.storage import send
 
 Array = NDArray[np.float64]
 Method = Literal["mean", "stack"]
@@ -131,6 +132,7 @@ def ensemble(runs: Sequence[Path], out: Path, method: Method) -> Ensemble:
         dev = _join(devs, classes, stacked)
         pq.write_table(dev, out / DEV_PREDICTIONS)
         summary["calibration"] = results.calibrate(test, dev, classes)
+    send(out)
     write_json(out / "metrics.json", summary)
     return Ensemble(out, summary)
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from sermll.cluster import here
 from sermll.labels import Labelled
 from sermll.mixup import eam, lam, mix_labels
 from sermll.plan import Plan, eval_plan, train_plan
-from sermll.shards import Prepared, Waveforms
+from sermll.shards import Prepared, ShardFile, Waveforms
 
 BATCHES_PER_BLOCK = 8
 """Batches one data task makes: enough that its overhead vanishes, few enough that the first comes soon."""
@@ -41,7 +40,7 @@ class FoldData:
 
     key: str
     """Names protocol and fold."""
-    files: tuple[Path, ...]
+    files: tuple[ShardFile, ...]
     """The shards."""
     names: pa.Table
     """Columns id, speaker, corpus, audio_sha256; one row per utterance of the prepared data."""

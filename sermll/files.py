@@ -1,40 +1,36 @@
 """Files that appear whole or not at all, and that are named when something is wrong with them."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sermll.errors import DataError
+from sermll.storage import fetch, partial, send
 
-ROOT = "SERMLL_ROOT"
-"""Environment variable: the folder that relative paths of data and runs mean, where it is not the working directory."""
+CHECKPOINTS = "checkpoints"
+"""Folder in a fold's folder."""
+FRESH_S = 10.0
+"""What was read from object storage this long ago need not be read again by whoever only shows it."""
 
 
-def place(path: str | Path) -> Path:
-    """Where data or runs lie: `path` itself, a relative one in the folder of SERMLL_ROOT if that is set."""
-    return Path(os.environ.get(ROOT, ""), Path(path).expanduser())
+def fetch_run(folder: Path, *, max_age_s: float = 0.0) -> None:
+    """Bring a run's folder up to date, where it is a copy of object storage; but for its checkpoints."""
+    fetch(folder, without=CHECKPOINTS, max_age_s=max_age_s)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to; the file takes its place when that has ended well.
+    """Give a path to write to; the file takes its place, and is stored, when that has ended well.
 
-    Of several writers at once the last one's file is kept, as long as they are on different machines or in different
-    processes: each writes to a name of its own. The name has a dot in front, which readers of a folder pass over.
+    See `storage.partial` for several writers at once.
     """
-    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with partial(path) as written:
+        yield written
+    send(path)
 
 
 @contextmanager
@@ -74,26 +70,3 @@ def read_yaml(path: Path) -> Any:  # anything YAML holds
     """
     with naming(path):
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that other processes respect, and that ends with this process whatever happens to it.
-
-    Args:
-        path: the lock's file, made if need be, on storage that all of them share.
-        wait: until the lock is free.
-
-    Yields:
-        Whether it is held; always true when it was waited for. The file then says by whom.
-    """
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
-        file.flush()
-        yield True

@@ -24,9 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from sermll import checkpoint, config, metrics
 from sermll.errors import SermllError, StorageError, TrainingError
 from sermll.feed import Batch, Feed, FoldData
-from sermll.files import read_json, write_json
+from sermll.files import CHECKPOINTS, read_json, whole, write_json
 from sermll.model import System
 from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS
+from sermll.storage import fetch
+
+LOOK_AGAIN_S = 5.0
+"""How often object storage is asked for news of a fold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,7 @@ class FoldJob:
     @property
     def checkpoints(self) -> Path:
         """Folder of the fold's checkpoints."""
-        return Path(self.folder) / "checkpoints"
+        return Path(self.folder) / CHECKPOINTS
 
     @property
     def finished(self) -> bool:
@@ -56,6 +60,7 @@ class FoldJob:
     def history(self) -> list[dict[str, Any]]:
         """What each finished epoch gave."""
         path = Path(self.folder) / "history.json"
+        fetch(path, max_age_s=LOOK_AGAIN_S)
         return read_json(path) if path.exists() else []
 
 
@@ -262,9 +267,10 @@ def _finish(job: FoldJob, seconds: float) -> None:
     folder, history = Path(job.folder), job.history()
     best = int(np.argmax(selection_scores(job.settings["protocol"]["select"], history)))
     chosen, last = (checkpoint.of_epoch(job.checkpoints, epoch) for epoch in (best, len(history) - 1))
-    shutil.copyfile(chosen.path / PREDICTIONS, folder / PREDICTIONS)
-    shutil.copyfile(chosen.path / DEV_PREDICTIONS, folder / DEV_PREDICTIONS)
-    shutil.copyfile(last.path / PREDICTIONS, folder / LAST_PREDICTIONS)
+    parts = ((chosen, PREDICTIONS, PREDICTIONS), (chosen, DEV_PREDICTIONS, DEV_PREDICTIONS))
+    for taken, name, target in (*parts, (last, PREDICTIONS, LAST_PREDICTIONS)):
+        with whole(folder / target) as partial:
+            shutil.copyfile(taken.path / name, partial)
     result = {
         "fold": job.fold,
         "epochs": len(history),

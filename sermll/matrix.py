@@ -26,6 +26,7 @@ from sermll.config import Data, Protocol, read_yaml, validate
 from sermll.design import Design
 from sermll.files import read_json, write_json
 from sermll.results import PREDICTIONS, estimate
+from sermll.storage import place, send
 from sermll.tables import latex, markdown, with_interval
 
 WITHIN, FROM_ONE, FROM_OTHERS = "within", "from one corpus", "from all others"
@@ -114,7 +115,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> Campaign:
 def read_matrix(campaign_dir: Path) -> Matrix:
     """The matrix of a campaign's finished cells."""
     told = read_json(campaign_dir / "campaign.json")
-    runs = {cell["labels"]["part"]: Path(cell["run_dir"]) for cell in told["cells"]}
+    runs = {cell["labels"]["part"]: place(cell["run_dir"]) for cell in told["cells"]}
     facts = read_json(runs[FROM_ONE] / "run.json")
     corpora = tuple(facts["data"]["corpus"].split("+"))
     classes = facts["data"]["classes"]
@@ -207,6 +208,7 @@ def build(campaign_dir: Path) -> tuple[Matrix, Path]:
     ]
     path = out / "matrix.html"
     path.write_text(page.page("Across corpora", content), encoding="utf-8")
+    send(out)
     return matrix, path
 
 

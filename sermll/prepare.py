@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from sermll import __version__
 from sermll.audio import SAMPLE_RATE_HZ, read_recording
-from sermll.cluster import connected
+from sermll.cluster import connected, here
 from sermll.errors import AudioError, CorpusError, DataError
 from sermll.files import write_json
 from sermll.progress import Progress
@@ -37,6 +37,7 @@ from sermll.shards import (
     shard_name,
     write_shard,
 )
+from sermll.storage import address, fetch, names, origin, send, unsent
 
 UTTERANCES_PER_SHARD = 128
 """Enough for large sequential reads, few enough that a shard of half-minute utterances stays under 130 MB."""
@@ -65,33 +66,39 @@ def prepare(corpus: Corpus, root: Path, out: Path, trim_db: float | None = None)
         DataError: `out` cannot be written, or holds something else.
     """
     out = out.expanduser().absolute()
+    fetch(root)
+    fetch(out / "manifest.json")
     rows, problems = _read_rows(corpus, root)
     source = _fingerprint(corpus, root, rows, problems, trim_db)
     if (out / "manifest.json").exists():
+        if "manifest.json" not in names(out):  # made on this machine, and cut off when it was to be stored
+            send(out)
         existing = Prepared.open(out)
         if existing.manifest["source"]["fingerprint"] == source:
             return Preparation(existing, made=False)
         raise DataError(
-            f"{out} holds data prepared from another input or with other settings "
+            f"{address(out)} holds data prepared from another input or with other settings "
             f"({existing.corpus}, {existing.table.num_rows} utterances, trim_db={existing.manifest['trim_db']}); "
             "give another --out, or delete it first"
         )
-    staging = out.parent / f".{out.name}.{source[:12]}.partial"
+    staging = unsent(out.parent) / f".{out.name}.{source[:12]}.partial"
     try:
-        if out.exists() and any(out.iterdir()):
-            raise DataError(f"{out} is not empty and holds no prepared data; give another --out")
+        if names(out):
+            raise DataError(f"{address(out)} is not empty and holds no prepared data; give another --out")
         (staging / "shards").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error})") from None
     try:
-        _write_shards(root, staging, rows, trim_db)
+        _write_shards(root, staging, out, rows, trim_db)
         _write_manifest(corpus, root, staging, rows, problems, trim_db, source)
         if out.exists():
             out.rmdir()
+        out.parent.mkdir(parents=True, exist_ok=True)
         os.rename(staging, out)
+        send(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error}); finished shards are kept for the next try") from None
-    for leftover in out.parent.glob(f".{out.name}.*.partial"):
+    for leftover in staging.parent.glob(f".{out.name}.*.partial"):
         shutil.rmtree(leftover)
     return Preparation(Prepared.open(out), made=True)
 
@@ -128,7 +135,7 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _write_shards(root: Path, staging: Path, rows: Sequence[Utterance], trim_db: float | None) -> None:
+def _write_shards(root: Path, staging: Path, out: Path, rows: Sequence[Utterance], trim_db: float | None) -> None:
     """Have Ray Data's workers write every shard that is not there yet."""
     shards = [rows[start : start + UTTERANCES_PER_SHARD] for start in range(0, len(rows), UTTERANCES_PER_SHARD)]
     missing = [index for index in range(len(shards)) if not _is_finished(staging, index)]
@@ -149,7 +156,11 @@ def _write_shards(root: Path, staging: Path, rows: Sequence[Utterance], trim_db:
                 {"shard": index, "utterances": json.dumps([asdict(row) for row in shards[index]])} for index in missing
             ]
             # A block per shard, so that no worker holds more than one shard of audio at a time.
-            dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(write, num_cpus=1)
+            # What is a copy of object storage is on this machine alone.
+            where = here() if origin(root) or origin(out) else None
+            dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
+                write, num_cpus=1, label_selector=where
+            )
             for done in dataset.iter_rows():
                 progress.advance(len(shards[done["shard"]]))
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from sermll import metrics, page, pictures
 from sermll.config import flatten
 from sermll.errors import DataError
-from sermll.files import naming, read_json, read_yaml
+from sermll.files import FRESH_S, fetch_run, naming, read_json, read_yaml
+from sermll.storage import address, send
 from sermll.tables import cut, percent, with_interval
 
 if TYPE_CHECKING:
@@ -138,9 +139,10 @@ def load(path: Path) -> Run:
         DataError: not a run folder, or a file in it is damaged; the message names it.
     """
     path = Path(path)
+    fetch_run(path, max_age_s=FRESH_S)
     for name in ("run.json", "config.yaml"):
         if not (path / name).is_file():
-            raise DataError(f"{path}: not a run folder (no {name}); give the folder printed by `sermll train`")
+            raise DataError(f"{address(path)}: not a run folder (no {name}); give the folder printed by `sermll train`")
     facts = _read_json(path / "run.json", dict)
     with naming(path / "run.json"):
         classes = [str(name) for name in facts["data"]["classes"]]
@@ -314,6 +316,7 @@ def build(paths: Sequence[Path], out: Path) -> Path:
         sections.insert(0, _comparison(runs, titles))
     path = out / "index.html"
     path.write_text(page.page(" · ".join(titles), [*sections, _glossary()]), encoding="utf-8", newline="\n")
+    send(out)
     return path
 
 

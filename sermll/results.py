@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sermll import calibration, metrics
 from sermll.config import Experiment
 from sermll.errors import DataError
-from sermll.files import naming, read_json, read_yaml, write_json
+from sermll.files import FRESH_S, fetch_run, naming, read_json, read_yaml, whole, write_json
+from sermll.storage import address
 
 PREDICTIONS = "predictions.parquet"
 """Test utterances, by the epoch that was chosen on dev."""
@@ -33,8 +34,9 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     Raises:
         DataError: the folder is no run.
     """
+    fetch_run(run_dir, max_age_s=FRESH_S)
     if not (run_dir / "run.json").is_file():
-        raise DataError(f"{run_dir}: no run (no run.json in it); give the folder that `sermll train` printed")
+        raise DataError(f"{address(run_dir)}: no run (no run.json in it); give the folder that `sermll train` printed")
     return read_json(run_dir / "run.json")
 
 
@@ -46,7 +48,9 @@ def read_predictions(run_dir: Path, name: str = PREDICTIONS) -> pa.Table:
     """
     read_run(run_dir)
     if not (run_dir / name).is_file():
-        raise DataError(f"{run_dir}: no results yet (no {name}); `sermll train` writes them when a fold is finished")
+        raise DataError(
+            f"{address(run_dir)}: no results yet (no {name}); `sermll train` writes them when a fold is finished"
+        )
     with naming(run_dir / name):
         return pq.read_table(run_dir / name)
 
@@ -64,6 +68,7 @@ def read_model_settings(run_dir: Path) -> Experiment:
 
 def finished_folds(run_dir: Path) -> list[dict[str, Any]]:
     """Content of result.json of every finished fold, in the folds' order."""
+    fetch_run(run_dir, max_age_s=FRESH_S)
     found = [read_json(path) for path in run_dir.glob("fold-*/result.json")]
     return sorted(found, key=lambda result: result["fold"])
 
@@ -74,6 +79,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
     Raises:
         DataError: a fold's file is missing or damaged.
     """
+    fetch_run(run_dir)
     run = read_json(run_dir / "run.json")
     classes = run["data"]["classes"]
     results = finished_folds(run_dir)
@@ -84,7 +90,8 @@ def gather(run_dir: Path) -> dict[str, Any]:
             with naming(path):
                 parts.append(pq.read_table(path))
         tables[name] = pa.concat_tables(parts)
-        pq.write_table(tables[name], run_dir / name)
+        with whole(run_dir / name) as partial:
+            pq.write_table(tables[name], partial)
     selected, chosen_counts = estimate(tables[PREDICTIONS], classes)
     last, last_counts = estimate(tables[LAST_PREDICTIONS], classes)
     rows, highest = [], []

@@ -39,6 +39,7 @@ from sermll.progress import Progress
 from sermll.results import PREDICTIONS, by_speaker, estimate, finished_folds, read_model_settings, read_run
 from sermll.robustness_page import SCORES, build
 from sermll.shards import Waveforms
+from sermll.storage import fetch
 
 MOST_SNR_DB = 100.0
 BATCH_SIZE = 8
@@ -128,6 +129,7 @@ def robustness(
     run, folds = _open(run_dir)
     out = (run_dir / "robustness" if out is None else out).expanduser().absolute()
     try:
+        fetch(out / "pieces")
         (out / "pieces").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error}); give another --out") from None
@@ -139,7 +141,8 @@ def robustness(
             _check_clean(pq.read_table(piece.path), run_dir, piece.fold)
         _score_missing(noisy, levels, seed, progress)
     table = pa.concat_tables(pq.read_table(piece.path) for piece in pieces)
-    pq.write_table(table, out / PREDICTIONS)
+    with whole(out / PREDICTIONS) as partial:
+        pq.write_table(table, partial)
     found = {
         "run": run_dir.name,
         "version": __version__,

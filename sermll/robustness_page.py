@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sermll import page, pictures
 from sermll.page import Html, tag
+from sermll.storage import send
 from sermll.tables import percent, with_interval
 
 Json = dict[str, Any]
@@ -89,6 +90,7 @@ def build(found: Json, out: Path) -> Path:
     title = f"Noise robustness of {found['run']}"
     sections = [tag("section", *_headline(found, title), *_scores(found), *_curves(found, out), *_how(found))]
     path.write_text(page.page(title, sections), encoding="utf-8", newline="\n")
+    send(out)
     return path
 
 

@@ -8,7 +8,6 @@ for each other. A lane whose number of workers may change is begun anew when nod
 batches are the plans' whatever that number is, so only who makes them changes.
 """
 
-import shutil
 import threading
 import time
 from collections import Counter, deque
@@ -23,9 +22,9 @@ from sermll.cluster import here, room, share, summoned
 from sermll.config import Resources
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData, stream
-from sermll.files import locked
 from sermll.loop import FoldJob, train_fold
 from sermll.progress import Progress
+from sermll.storage import locked, origin, remove
 
 POLL_S = 0.5
 LOOK_AGAIN_S = 10.0
@@ -188,14 +187,14 @@ def _train_held(
             room(shape)  # what does not fit is told before anything is trained
     total = sum(job.settings["optim"]["epochs"] for job, _ in work)
     failures: dict[FoldJob, str] = {}
-    shutil.rmtree(scratch, ignore_errors=True)  # of a command that was killed
+    remove(scratch)  # of a command that was killed
     try:
         with Progress(title, total, sum(len(job.history()) for job, _ in work)) as progress:
             for shape, members in groups:
                 with summoned(shape, progress.say):
                     failures |= _train_group(members, shape, scratch, progress, watch)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
     return failures
 
 
@@ -312,7 +311,7 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
         ),
         run_config=ray.train.RunConfig(
             name=f"lane-{lane}",
-            storage_path=str(scratch),
+            storage_path=origin(scratch) or str(scratch),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             callbacks=[Losses()],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),

@@ -29,12 +29,13 @@ from sermll.cluster import connected
 from sermll.config import resolve, with_overrides
 from sermll.errors import ConfigError, DataError, TrainingError
 from sermll.feed import FoldData
-from sermll.files import locked, naming, read_json, whole, write_json
+from sermll.files import naming, read_json, whole, write_json
 from sermll.loop import FoldJob
 from sermll.schedule import train_jobs
 from sermll.search_plan import DIRECTIONS, Inner, Search
 from sermll.source import code_version
 from sermll.space import params_of, settings_of
+from sermll.storage import locked
 from sermll.study import Study
 from sermll.track import SearchTracker
 from sermll.train import Run

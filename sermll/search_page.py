@@ -22,6 +22,7 @@ from sermll.errors import DataError
 from sermll.files import naming, read_json
 from sermll.page import Html, tag
 from sermll.pictures import Goal, Trial
+from sermll.storage import send
 from sermll.tables import cut, percent, with_interval
 from sermll.tally import Json, code_in_words
 
@@ -113,6 +114,7 @@ def build(folder: Path) -> Path:
         path = out / "index.html"
         whole = page.page(found["name"], (tag("section", *parts) for parts in sections))
         path.write_text(whole, encoding="utf-8", newline="\n")
+        send(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error})") from None
     return path

@@ -17,11 +17,12 @@ from sermll.config import EAM, Experiment, read_yaml, resolve, run_id, validate,
 from sermll.design import Design
 from sermll.errors import ConfigError, ProtocolError
 from sermll.feed import FoldData
-from sermll.files import place, read_json
+from sermll.files import read_json
 from sermll.loop import FoldJob
 from sermll.pretrained import frame_width
 from sermll.protocol import Fold, Folds, find_leaks
 from sermll.space import Choice, check
+from sermll.storage import place
 from sermll.study import Pruner, Sampler, Taken
 from sermll.train import Designs
 

@@ -17,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sermll.errors import DataError
-from sermll.files import place, whole
+from sermll.files import whole
+from sermll.storage import address, fetch, origin, place, sizes
 
 FORMAT = 2
 """Version of the layout below; raised whenever older readers would misread it."""
@@ -108,6 +109,42 @@ def content_hash(corpus: str, classes: Sequence[str], utterances: Iterable[dict[
     return digest.hexdigest()
 
 
+class ShardFile(NamedTuple):
+    """A shard of prepared data, and the SHA-256 that its file must have, in hex."""
+
+    path: Path
+    sha256: str
+
+    def verify(self) -> None:
+        """Compare the file with its hash.
+
+        Raises:
+            DataError: its bytes changed.
+        """
+        found = file_sha256(self.path)
+        if found != self.sha256:
+            told = address(self.path)
+            raise DataError(
+                f"{told}: the shard is damaged (SHA-256 {found[:12]}..., the manifest says {self.sha256[:12]}...); "
+                f"delete {address(self.path.parents[1])} and prepare again"
+            )
+
+    def read(self) -> pa.RecordBatch:
+        """The shard, mapped into memory; one on object storage is fetched first, once for all who need it here.
+
+        Raises:
+            DataError: the file is missing or damaged.
+            StorageError: the storage does not answer or refuses.
+        """
+        if fetch(self.path):
+            try:
+                self.verify()
+            except DataError:
+                self.path.unlink()  # nobody is to take it for whole
+                raise
+        return read_shard(self.path)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Prepared data, opened: one folder, or several joined into one."""
@@ -118,7 +155,7 @@ class Prepared:
     """What manifest.json says; of joined data what holds for them as a whole, see `_join`."""
     table: pa.Table
     """TABLE_SCHEMA and a column `corpus`, one row per utterance; ordered by corpus as given, then by id."""
-    files: tuple[Path, ...]
+    files: tuple[ShardFile, ...]
     """The shards; column `shard` counts along them."""
     corpora: Mapping[str, tuple[str, ...]]
     """Name and own classes of each corpus, in the order given."""
@@ -137,14 +174,17 @@ class Prepared:
             parts = [cls.open(part) for part in path]
             return parts[0] if len(parts) == 1 else _join(parts)
         path = place(path).resolve()
+        told = address(path)
+        for name in ("manifest.json", "utterances.parquet"):
+            fetch(path / name)
         if not path.is_dir():
-            raise DataError(f"{path}: no such folder; make it with `sermll prepare CORPUS --root DIR --out {path}`")
+            raise DataError(f"{told}: no such folder; make it with `sermll prepare CORPUS --root DIR --out {told}`")
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(
-                f"{path}: holds no manifest.json, so no prepared data; "
-                f"make them with `sermll prepare CORPUS --root DIR --out {path}`"
+                f"{told}: holds no manifest.json, so no prepared data; "
+                f"make them with `sermll prepare CORPUS --root DIR --out {told}`"
             ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{path}/manifest.json: cannot be read ({error}); prepare again") from None
@@ -153,11 +193,12 @@ class Prepared:
             raise DataError(
                 f"{path}: data of format {found}, this version of sermll reads format {FORMAT}; prepare again"
             )
-        files = tuple(path / "shards" / shard["file"] for shard in manifest["shards"])
-        for file, shard in zip(files, manifest["shards"], strict=True):
-            if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
-                raise DataError(f"{file}: {found}, the manifest says {shard['bytes']} bytes; prepare again")
+        files = tuple(ShardFile(path / "shards" / shard["file"], shard["sha256"]) for shard in manifest["shards"])
+        found = sizes(path / "shards")
+        for (file, _), shard in zip(files, manifest["shards"], strict=True):
+            if found.get(file.name) != shard["bytes"]:
+                said = f"{found[file.name]} bytes" if file.name in found else "missing"
+                raise DataError(f"{address(file)}: {said}, the manifest says {shard['bytes']} bytes; prepare again")
         try:
             table = pq.read_table(path / "utterances.parquet", schema=TABLE_SCHEMA)
         except (OSError, pa.ArrowInvalid) as error:
@@ -166,7 +207,7 @@ class Prepared:
         if content_hash(manifest["corpus"], manifest["classes"], rows) != manifest["data_hash"]:
             raise DataError(f"{path}: utterances.parquet does not give the manifest's data_hash; prepare again")
         named = table.append_column("corpus", pa.array([manifest["corpus"]] * len(table), pa.string()))
-        return cls((str(path),), manifest, named, files, {manifest["corpus"]: tuple(manifest["classes"])})
+        return cls((told,), manifest, named, files, {manifest["corpus"]: tuple(manifest["classes"])})
 
     @property
     def path(self) -> str:
@@ -196,17 +237,14 @@ class Prepared:
     def verify(self) -> None:
         """Compare every shard with the SHA-256 of the manifest, several files at a time.
 
+        Those on object storage are compared when they are fetched; see `ShardFile.read`.
+
         Raises:
             DataError: naming the first shard whose bytes changed.
         """
         with ThreadPoolExecutor(4) as pool:
-            found = pool.map(file_sha256, self.files)
-            for file, shard, sha256 in zip(self.files, self.manifest["shards"], found, strict=True):
-                if sha256 != shard["sha256"]:
-                    raise DataError(
-                        f"{file}: the shard is damaged (SHA-256 {sha256[:12]}..., the manifest says "
-                        f"{shard['sha256'][:12]}...); delete {file.parents[1]} and prepare again"
-                    )
+            for _ in pool.map(ShardFile.verify, (file for file in self.files if not origin(file.path))):
+                pass
 
 
 def _join(parts: Sequence[Prepared]) -> Prepared:
@@ -270,7 +308,7 @@ def _prefixed(table: pa.Table, corpus: str, first_shard: int) -> pa.Table:
 class Waveforms:
     """Random access to the samples of prepared data, memory-mapped; shards are opened when first needed."""
 
-    def __init__(self, files: Sequence[Path], shard: np.ndarray, row: np.ndarray) -> None:
+    def __init__(self, files: Sequence["ShardFile"], shard: np.ndarray, row: np.ndarray) -> None:
         """`files`: the shards; `shard` and `row` (utterances,): where each utterance lies in them."""
         self._files = files
         self._shard, self._row = shard, row
@@ -280,7 +318,7 @@ class Waveforms:
         """int16 (samples,) of an utterance, a read-only view of the file."""
         index = int(self._shard[utterance])
         if index not in self._open:
-            audio = read_shard(self._files[index]).column("audio")
+            audio = self._files[index].read().column("audio")
             self._open[index] = (audio.offsets.to_numpy(), audio.values.to_numpy())
         offsets, values = self._open[index]
         row = int(self._row[utterance])

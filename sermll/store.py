@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from sermll import results, tally
 from sermll.errors import DataError
 from sermll.files import naming, whole
+from sermll.storage import place
 
 FOLDER = "predictions"
 
@@ -31,7 +32,7 @@ def store(campaign_dir: Path) -> Path:
     folds: dict[Path, dict[int, Path]] = {}
     columns: dict[Path, dict[str, str]] = {}
     for cell in tally.read(campaign_dir)["cells"]:
-        run = Path(cell["run_dir"])
+        run = place(cell["run_dir"])
         folds[run] = folds.get(run, {}) | tally.finished(cell)
         axes = {f"axis_{axis}": value for axis, value in cell["labels"].items() if axis != tally.FOLD}
         columns[run] = {"run_id": cell["run_id"], **axes}
@@ -54,9 +55,9 @@ def _write(path: Path, places: dict[int, Path], columns: dict[str, str]) -> None
     if path.exists() and (pq.read_schema(path).metadata or {}).get(b"sermll") == holds[b"sermll"]:
         return
     tables = []
-    for place in places.values():
-        with naming(place / results.PREDICTIONS):
-            tables.append(pq.read_table(place / results.PREDICTIONS))
+    for folder in places.values():
+        with naming(folder / results.PREDICTIONS):
+            tables.append(pq.read_table(folder / results.PREDICTIONS))
     table = pa.concat_tables(tables)
     for name, value in columns.items():
         table = table.append_column(name, pa.repeat(value, len(table)))

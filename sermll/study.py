@@ -24,8 +24,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sermll.config import without_password
 from sermll.errors import DataError
-from sermll.files import locked
 from sermll.space import Chooser
+from sermll.storage import locked
 
 Sampler = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "random"]
 Pruner = Literal["none", "median", "asha"]

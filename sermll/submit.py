@@ -26,8 +26,8 @@ from typing import Any
 from sermll.cluster import QUIET
 from sermll.config import without_password
 from sermll.errors import ConfigError, SermllError
-from sermll.files import ROOT
 from sermll.source import STAMP, code_version
+from sermll.storage import ROOT
 
 CODE = frozenset({".py", ".yaml", ".yml", ".toml", ".txt", ".csv", ".json", ".sh", ".md", ".cfg", ".ini"})
 """Endings of the files that are sent."""
@@ -78,13 +78,13 @@ class Jobs:
         with self._asking():
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, arguments: Sequence[str], folder: Path, root: Path, variables: Mapping[str, str]) -> str:
+    def submit(self, arguments: Sequence[str], folder: Path, root: str, variables: Mapping[str, str]) -> str:
         """Send the code and begin a job.
 
         Args:
             arguments: of sermll, such as ["train", "experiments/ravdess.yaml"].
             folder: the working directory to send.
-            root: what relative paths of data and runs mean on the cluster.
+            root: what relative paths of data and runs mean on the cluster, a folder or a URI.
             variables: of the environment, for the job and all its workers.
 
         Returns:
@@ -93,7 +93,7 @@ class Jobs:
         Raises:
             ConfigError: the code is too large, or a variable looks like a secret.
         """
-        environment = _checked(variables) | {ROOT: str(root)}
+        environment = _checked(variables) | {ROOT: root}
         name = f"{arguments[0]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
         with tempfile.TemporaryDirectory(prefix="sermll-") as staged:
             stage(folder, Path(staged))

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from sermll import compare, metrics, results
 from sermll.errors import DataError
-from sermll.files import naming, read_json, read_yaml
+from sermll.files import FRESH_S, fetch_run, naming, read_json, read_yaml
+from sermll.storage import fetch, place
 
 Json = dict[str, Any]
 Places = Mapping[str, Mapping[int, Path]]
@@ -190,6 +191,7 @@ def read(campaign_dir: Path) -> Json:
         DataError: there is none, or a run belongs to two combinations of the axes.
     """
     path = Path(campaign_dir) / "campaign.json"
+    fetch(path)
     if not path.is_file():
         raise DataError(f"{campaign_dir}: no campaign (no campaign.json); give a folder `campaign-<name>`")
     with naming(path):
@@ -208,7 +210,9 @@ def read(campaign_dir: Path) -> Json:
 
 def finished(cell: Json) -> dict[int, Path]:
     """Folders of the folds that a cell asks for and that are finished."""
-    places = {fold: Path(cell["run_dir"]) / f"fold-{fold}" for fold in cell["folds"]}
+    run = place(cell["run_dir"])
+    fetch_run(run, max_age_s=FRESH_S)
+    places = {fold: run / f"fold-{fold}" for fold in cell["folds"]}
     return {fold: place for fold, place in places.items() if (place / "result.json").is_file()}
 
 
@@ -224,8 +228,8 @@ def _row(labels: Mapping[str, str], cells: Sequence[Json]) -> Row:
             for fold, why in cell["failed"].items()
             if int(fold) not in places  # one that failed and then was trained again is no failure
         ]
-        cost += _cost(Path(cell["run_dir"]), places)
-    runs = [run for run in dict.fromkeys(Path(cell["run_dir"]) for cell in cells) if (run / "run.json").is_file()]
+        cost += _cost(place(cell["run_dir"]), places)
+    runs = [run for run in dict.fromkeys(place(cell["run_dir"]) for cell in cells) if (run / "run.json").is_file()]
     facts = [_facts(run) for run in runs]
     other = next((run for run, told in zip(runs, facts, strict=True) if _identity(told) != _identity(facts[0])), None)
     if other:
@@ -308,19 +312,19 @@ def _cost(run: Path, places: Mapping[int, Path]) -> Cost:
     with naming(run / "config.yaml"):
         held = settings["resources"]
         per_worker = [held["cpus_per_worker"], held["gpus_per_worker"]]
-    for place in places.values():
-        with naming(place / "result.json"):
-            result = read_json(place / "result.json")
+    for folder in places.values():
+        with naming(folder / "result.json"):
+            result = read_json(folder / "result.json")
             train_h = result["seconds"] / 3600
-            workers = held["workers"] if isinstance(held["workers"], int) else _mean_workers(place)
+            workers = held["workers"] if isinstance(held["workers"], int) else _mean_workers(folder)
             hours = [None if each == "auto" else train_h * workers * each for each in per_worker]
             total += Cost(result["wall_s"] / 3600, train_h, *hours)
     return total
 
 
-def _mean_workers(place: Path) -> float:
+def _mean_workers(folder: Path) -> float:
     """How many processes trained a fold whose number changed, by the seconds of its epochs."""
-    history = read_json(place / "history.json")
+    history = read_json(folder / "history.json")
     seconds = [row["train_s"] + row["eval_s"] for row in history]
     return sum(row["workers"] * each for row, each in zip(history, seconds, strict=True)) / sum(seconds)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sermll.config import Experiment, flatten, without_password
-from sermll.errors import DataError
-from sermll.files import read_json, read_yaml, write_json
+from sermll.errors import ConfigError, DataError
+from sermll.files import fetch_run, read_json, read_yaml, write_json
 from sermll.results import read_model_settings
+from sermll.storage import address, origin, place
 
 RETRY_S = 60.0
 SYNC_S = 5.0
@@ -30,7 +31,13 @@ def _uri(experiment: Experiment, runs: Path) -> str | None:
     """The store an experiment asks for: its `tracking.mlflow`, MLFLOW_TRACKING_URI, or a SQLite file; None: none."""
     if experiment.tracking.mlflow is False:
         return None
-    return experiment.tracking.mlflow or default_uri(runs)
+    uri = experiment.tracking.mlflow or default_uri(runs)
+    if uri.startswith("sqlite:") and origin(Path(uri.removeprefix("sqlite:///"))):
+        raise ConfigError(
+            f"runs in {origin(runs)} need an MLflow server: MLFLOW_TRACKING_URI or tracking.mlflow=http://..., or "
+            "tracking.mlflow=off"
+        )
+    return uri
 
 
 def default_uri(runs: Path) -> str:
@@ -130,7 +137,7 @@ class CampaignTracker(_Sender):
         client, run = self.client(), self.run()
         told = read_json(self._folder / "campaign.json")
         asked = {(cell["run_dir"], fold) for cell in told["cells"] for fold in cell["folds"]}
-        done = sum((Path(folder) / f"fold-{fold}" / "result.json").exists() for folder, fold in asked)
+        done = sum((place(folder) / f"fold-{fold}" / "result.json").exists() for folder, fold in asked)
         for name, value in {"cells": len(told["cells"]), "folds": len(asked), "folds_finished": done}.items():
             client.log_metric(run, name, value)
         client.log_artifact(run, str(self._folder / "campaign.json"))
@@ -414,8 +421,9 @@ def upload(run_dir: Path, uri: str | None) -> str | None:
         DataError: the folder is not a run.
     """
     run_dir = run_dir.absolute()
+    fetch_run(run_dir)
     if not (run_dir / "metrics.json").exists():
-        raise DataError(f"{run_dir}: no metrics.json; give the folder of a finished `sermll train`")
+        raise DataError(f"{address(run_dir)}: no metrics.json; give the folder of a finished `sermll train`")
     settings = read_model_settings(run_dir)
     if uri is not None:
         settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"mlflow": uri})})

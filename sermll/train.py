@@ -25,12 +25,13 @@ from sermll.config import Experiment, run_id, to_yaml
 from sermll.design import Design
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData
-from sermll.files import place, whole, write_json
+from sermll.files import fetch_run, whole, write_json
 from sermll.loop import FoldJob
 from sermll.protocol import Folds
 from sermll.results import gather
 from sermll.schedule import train_jobs
 from sermll.source import code_version
+from sermll.storage import names, place
 from sermll.track import Tracker
 
 
@@ -173,9 +174,12 @@ class Run:
 def _folder(experiment: Experiment, name: str) -> Path:
     """Where a run lies: a run is its id, so one that was begun under another name goes on there."""
     runs = place(experiment.tracking.runs).absolute()
-    begun = sorted(path.parent for path in runs.glob(f"*-{name}/run.json"))
-    own = runs / f"{experiment.name}-{name}"
-    return own if own in begun or not begun else begun[0]
+    own = f"{experiment.name}-{name}"
+    begun = [other for other in names(runs) if other.endswith(f"-{name}")]
+    for other in begun:
+        fetch_run(runs / other)
+    begun = [other for other in begun if (runs / other / "run.json").exists()]
+    return runs / (own if own in begun or not begun else begun[0])
 
 
 def _chosen(experiment: Experiment, folds: Folds) -> list[int]:

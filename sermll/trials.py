@@ -13,13 +13,14 @@ from sermll import calibration, metrics, results
 from sermll.bank import Bank
 from sermll.cluster import connected, here, room, share, summoned
 from sermll.config import Experiment
-from sermll.errors import SermllError, TrainingError
+from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData, stream
 from sermll.files import naming, read_json
 from sermll.loop import FoldJob, selection_scores, train_fold
 from sermll.progress import Progress
 from sermll.search_plan import DIRECTIONS, Inner, Search
 from sermll.space import Chooser, suggest
+from sermll.storage import origin, remove
 from sermll.study import Rules, Study, Taken
 
 POLL_S = 2.0
@@ -40,6 +41,11 @@ def open_study(search: Search, inner: Inner) -> Study:
         warm_up_steps=max(1, search.experiment.optim.epochs // 3),
     )
     inner.folder.mkdir(parents=True, exist_ok=True)
+    if not file.storage and origin(search.folder):
+        raise ConfigError(
+            f"a search in {origin(search.folder)} needs a database for its trials: storage=postgresql://..., or "
+            "another tracking.runs"
+        )
     storage = file.storage or f"sqlite:///{search.folder / 'study.db'}"
     return Study(inner.folder, f"{file.name}-{inner.folder.name}-{search.fingerprint(inner)}", storage, rules)
 
@@ -98,14 +104,14 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(scratch),
+                storage_path=origin(scratch) or str(scratch),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=resources.max_failures),
             ),
         ).fit()
     finally:
         ray.kill(desk)
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
 
 
 class Desk:

@@ -36,6 +36,8 @@ class Machines:
     """Of each node's object store."""
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
+    private: Path | None = None
+    """A folder that each node is to have for itself, as machines without a shared file system do."""
     nodes: list[subprocess.Popen] = field(default_factory=list)
 
     @property
@@ -55,8 +57,12 @@ class Machines:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
         }
+        command = [str(RAY), "start", *words, memory, *common]
+        if self.private is not None:  # a file system of the node's own takes its place there
+            mounted = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", mounted, str(self.private), *command]
         node = subprocess.Popen(
-            [str(RAY), "start", *words, memory, *common],
+            command,
             stdout=log.open("wb"),
             stderr=subprocess.STDOUT,
             env=environment,
@@ -93,10 +99,14 @@ class Machines:
 
 
 @contextmanager
-def machines(*cpus: int, may_grow: int = 0, memory_mb: int = 150) -> Iterator[Machines]:
-    """A head, a node for each number of CPUs, and an autoscaler that adds up to `may_grow` nodes of two CPUs."""
+def machines(*cpus: int, may_grow: int = 0, memory_mb: int = 150, private: Path | None = None) -> Iterator[Machines]:
+    """A head, a node for each number of CPUs, and an autoscaler that adds up to `may_grow` nodes of two CPUs.
+
+    `private` is a folder that each of them has for itself; that takes the rights of root. `memory_mb` is what the
+    object store of each has.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rc"))  # short: sockets lie in it, whose paths may have 107 letters
-    cluster = Machines(folder, memory_mb)
+    cluster = Machines(folder, memory_mb, private=private)
     scaling: list[str] = []
     if may_grow:
         (folder / "scaling.json").write_text(json.dumps(_scaling(may_grow, cluster.port)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sermll import cli, files, source
+from sermll import cli, source, storage
 from sermll.config import load_experiment
 from sermll.errors import ConfigError, DataError
 from sermll.shards import Prepared
@@ -146,11 +146,11 @@ def test_jobs_asks_for_an_id_where_one_is_needed(
 def test_relative_places_are_in_the_root_where_one_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv(files.ROOT, raising=False)
-    assert files.place("runs") == Path("runs")
-    monkeypatch.setenv(files.ROOT, "/shared/me")
-    assert files.place("runs") == Path("/shared/me/runs") and files.place("/data/x") == Path("/data/x")
-    assert files.place("~/x") == Path.home() / "x"
+    monkeypatch.delenv(storage.ROOT, raising=False)
+    assert storage.place("runs") == Path("runs")
+    monkeypatch.setenv(storage.ROOT, "/shared/me")
+    assert storage.place("runs") == Path("/shared/me/runs") and storage.place("/data/x") == Path("/data/x")
+    assert storage.place("~/x") == Path.home() / "x"
     with pytest.raises(DataError, match=r"^/shared/me/data/none: no such folder"):
         Prepared.open("data/none")
     assert load_experiment(HERE / "experiments" / "ravdess.yaml", {}).data.path == "data/ravdess"

@@ -1,0 +1,274 @@
+"""Object storage: what is written on one machine is there on another, and what is wrong with it is named."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bucket import object_storage
+from prepared import tiny_settings
+
+from sermll import cli, storage
+from sermll.config import Experiment, resolve
+from sermll.errors import ConfigError, DataError, StorageError
+from sermll.files import fetch_run, read_json, write_json
+from sermll.shards import Prepared, Waveforms
+from sermll.storage import address, fetch, names, origin, place, remove, send, sizes, unsent
+from sermll.track import Tracker
+from sermll.train import Designs, Run
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, str]]:
+    """One bucket for all tests; each has a prefix of its own."""
+    with object_storage() as variables:
+        yield variables
+
+
+Machine = Callable[[str], None]
+
+
+@pytest.fixture
+def machine(server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """`machine("b")`: be another machine from now on, one with a cache of its own."""
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    storage._system.cache_clear()
+
+    def become(name: str) -> None:
+        monkeypatch.setenv(storage.CACHE, str(tmp_path / name))
+        storage._looked.clear()
+
+    become("a")
+    return become
+
+
+def test_a_uri_is_a_path_that_knows_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(storage.CACHE, str(tmp_path))
+    for uri in ("s3://lab/runs/x", "gs://lab/x"):
+        assert origin(place(uri)) == address(place(uri)) == uri
+        assert origin(place(uri) / "fold-0") == f"{uri}/fold-0"
+    assert place("s3://lab/x/") == place("s3://lab/x") == tmp_path / "s3" / "lab" / "x"
+    for path in (tmp_path, tmp_path / "locks", Path("runs"), Path("/data")):
+        assert origin(path) == "" and address(path) == str(path)
+    assert unsent(Path("/data")) == Path("/data") and origin(unsent(place("s3://lab/x"))) == ""
+    monkeypatch.setenv(storage.ROOT, "s3://lab/mine")
+    assert address(place("runs")) == "s3://lab/mine/runs" and place("/data") == Path("/data")
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/x", "https://host/x", "s3://", "s3:///"])
+def test_other_uris_are_refused(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StorageError, match="give a folder, or s3://bucket/name or gs://bucket/name"):
+        place(uri)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", uri])
+    assert ended.value.code == 2 and "not a place for data or runs" in capsys.readouterr().err
+
+
+def test_a_cache_that_somebody_else_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(storage.CACHE, str(tmp_path / "cache"))
+    place("s3://lab/x")
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(StorageError, match="belongs to another user; set SERMLL_CACHE"):
+        place("s3://lab/x")
+
+
+def test_what_one_machine_writes_another_reads(machine: Machine) -> None:
+    folder = place("s3://lab/one")
+    folder.mkdir(parents=True)
+    write_json(folder / "a.json", 1)
+    (folder / "sub" / ".hidden").mkdir(parents=True)
+    for name in ("sub/b", "sub/.hidden/c", ".d"):
+        (folder / name).write_bytes(b"b" * 3_000_000)
+    send(folder)
+    assert names(folder) == ["a.json", "sub"] and sizes(folder / "sub") == {"b": 3_000_000}
+    machine("b")
+    there = place("s3://lab/one")
+    assert fetch(there) == 2 and fetch(there) == 0
+    assert read_json(there / "a.json") == 1 and (there / "sub" / "b").read_bytes() == b"b" * 3_000_000
+    assert [path.name for path in there.rglob(".*")] == []
+    assert fetch(place("s3://lab/none")) == 0 and names(place("s3://lab/none")) == []
+
+
+def test_changes_are_seen_unless_an_old_answer_will_do(machine: Machine) -> None:
+    file = place("s3://lab/two/a.json")
+    file.parent.mkdir(parents=True)
+    write_json(file, [1])
+    machine("b")
+    copy = place("s3://lab/two/a.json")
+    assert fetch(copy) == 1
+    machine("a")
+    write_json(file, [1, 2])
+    machine("b")
+    assert fetch(copy) == 1 and read_json(copy) == [1, 2]
+    machine("a")
+    write_json(file, [1, 2, 3])
+    machine("b")
+    storage._looked[copy] = time.monotonic()
+    assert fetch(copy, max_age_s=60) == 0 and read_json(copy) == [1, 2]
+    assert fetch(copy) == 1 and read_json(copy) == [1, 2, 3]
+
+
+def test_what_is_not_sent_yet_is_not_overwritten(machine: Machine) -> None:
+    file = place("s3://lab/three/a.json")
+    file.parent.mkdir(parents=True)
+    write_json(file, "old")
+    later = time.time() + 5
+    file.write_text('"new"')
+    os.utime(file, (later, later))
+    assert fetch(file.parent) == 0 and read_json(file) == "new"
+
+
+def test_removed_here_is_removed_there_and_an_exact_copy_follows(machine: Machine) -> None:
+    folder = place("s3://lab/four")
+    for name in ("kept", "gone"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_text(name)
+    send(folder)
+    machine("b")
+    copy = place("s3://lab/four")
+    fetch(copy)
+    (copy / "own").mkdir()
+    (copy / "own" / "file").touch()
+    machine("a")
+    remove(folder / "gone")
+    assert names(folder) == ["kept"]
+    machine("b")
+    fetch(copy)
+    assert sorted(path.name for path in copy.iterdir()) == ["gone", "kept", "own"]
+    fetch(copy, exact=True)
+    assert [path.name for path in copy.iterdir()] == ["kept"]
+    remove(place("s3://lab/never"))
+
+
+def test_folders_can_be_left_out(machine: Machine) -> None:
+    run = place("s3://lab/five")
+    for name in ("run.json", "fold-0/history.json", "fold-0/checkpoints/checkpoint_00001/model.safetensors"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    send(run)
+    machine("b")
+    copy = place("s3://lab/five")
+    fetch_run(copy)
+    assert not (copy / "fold-0" / "checkpoints").exists() and (copy / "fold-0" / "history.json").exists()
+
+
+def test_several_processes_fetch_a_file_once(machine: Machine, tmp_path: Path) -> None:
+    file = place("s3://lab/six/big")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(os.urandom(5_000_000))
+    send(file)
+    code = "import sys; from sermll.storage import *; print(fetch(place('s3://lab/six/big')))"
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, storage.CACHE: str(tmp_path / "shared")},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    assert sorted(other.communicate(timeout=60)[0].strip() for other in others) == ["0", "0", "0", "1"]
+    assert (tmp_path / "shared/s3/lab/six/big").read_bytes() == file.read_bytes()
+
+
+def test_storage_that_is_away_is_asked_again_and_then_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(storage, "PATIENCE_S", 1.5)
+    times = iter([OSError("AWS Error NETWORK_CONNECTION"), OSError("AWS Error SLOW_DOWN"), None])
+
+    def look() -> str:
+        fault = next(times)
+        if fault:
+            raise fault
+        return "here"
+
+    monkeypatch.setattr(storage, "PATIENCE_S", 60)
+    assert storage._patiently("s3://lab/x", look) == "here" and slept == [1.0, 2.0]
+    assert capsys.readouterr().err.count("does not answer") == 1
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    storage._system.cache_clear()
+    with pytest.raises(StorageError, match=r"s3://lab/x: the storage refuses or does not answer.*NETWORK_CONNECTION"):
+        fetch(place("s3://lab/x"))
+    storage._system.cache_clear()
+
+
+def test_a_denied_access_and_a_missing_bucket_are_told_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def denied() -> None:
+        asked.append(1)
+        raise OSError("AWS Error ACCESS_DENIED during PutObject operation: no")
+
+    with pytest.raises(StorageError, match="ACCESS_DENIED"):
+        storage._patiently("s3://lab/x", denied)
+    assert len(asked) == 1
+    file = place("s3://no-such-bucket/x")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(StorageError, match="no-such-bucket/x: the storage refuses"):
+        send(file)
+
+
+def test_prepared_data_are_opened_without_their_audio_and_shards_are_verified(
+    machine: Machine, tiny_data: Path, tmp_path: Path
+) -> None:
+    stored = place("s3://lab/data/tiny")
+    stored.parent.mkdir(parents=True)
+    shutil.copytree(tiny_data, stored)
+    send(stored)
+    machine("b")
+    prepared, local = Prepared.open("s3://lab/data/tiny"), Prepared.open(tiny_data)
+    assert prepared.data_hash == local.data_hash and prepared.path == "s3://lab/data/tiny"
+    copy = place("s3://lab/data/tiny")
+    assert not (copy / "shards").exists()
+    prepared.verify()  # fetches nothing
+    assert not (copy / "shards").exists()
+    shard, row = (prepared.table[name].to_numpy() for name in ("shard", "row"))
+    assert (Waveforms(prepared.files, shard, row)[5] == Waveforms(local.files, shard, row)[5]).all()
+
+    machine("a")
+    damaged = stored / "shards" / "00000.arrow"
+    content = bytearray(damaged.read_bytes())
+    content[-2000] ^= 1
+    damaged.write_bytes(content)
+    send(damaged)
+    machine("c")
+    damaged_data = Prepared.open("s3://lab/data/tiny")
+    for _ in range(2):  # what is damaged is not kept for the second time
+        with pytest.raises(DataError, match=r"s3://lab/data/tiny/shards/00000.arrow: the shard is damaged"):
+            _ = Waveforms(damaged_data.files, shard, row)[0]
+    with pytest.raises(DataError, match=r"s3://lab/data/none: no such folder"):
+        Prepared.open("s3://lab/data/none")
+
+
+def test_runs_on_object_storage_need_a_server_for_mlflow(
+    machine: Machine, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def settings(**tracking: object) -> Experiment:
+        tree = tiny_settings(tiny_data, Path("runs"))
+        return resolve({**tree, "tracking": {"runs": "s3://lab/runs", **tracking}}, {})
+
+    run = Run.of(settings(mlflow=False), Designs())
+    assert address(run.folder).startswith("s3://lab/runs/tiny-")
+    run.open()
+    with pytest.raises(ConfigError, match=r"runs in s3://lab/runs need an MLflow server"):
+        Tracker.of(settings(), run.folder)
+    Tracker.of(settings(mlflow="http://127.0.0.1:5000"), run.folder)
+    machine("b")
+    renamed = settings(mlflow=False).model_copy(update={"name": "other"})
+    found = Run.of(renamed, Designs())  # begun under another name, on another machine
+    assert address(found.folder) == "s3://lab/runs/" + run.folder.name
