@@ -158,6 +158,56 @@ def start(tiny_data: Path, tmp_path: Path) -> Iterator[Start]:
         command.process.wait()
 
 
+def test_a_node_that_is_about_to_go_is_left(cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path) -> None:
+    nodes(cluster, 2)
+    command = start(cluster, **{"resources.max_failures": 0, "optim.epochs": 60})
+    command.mid_epoch(2)
+    (trainer,) = cluster.processes("RayTrainWorker")
+    node = trainer.parent()
+    assert node is not None
+    (name,) = [word.partition("=")[2] for word in node.cmdline() if word.startswith("--node_id=")]
+    words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
+    address = f"--address=127.0.0.1:{cluster.port}"
+    subprocess.run([str(RAY), "drain-node", address, f"--node-id={name}", *words], check=True, capture_output=True)
+    command.wait(lambda: "has left a machine that is about to go" in command.said)
+    (gone,) = [each for each in cluster.workers if each.pid == os.getsid(node.pid)]
+    cluster.lose(gone)
+    said = command.end()
+    assert said.count("goes on from") == 1 and "failed" not in said, said
+    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 60}))
+
+
+OTHERS = """
+import sys, time, numpy, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+(node,) = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU")]
+@ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})
+class Holder:
+    def __init__(self):
+        self.held = [ray.put(numpy.zeros(2**23, "uint8")) for _ in range(8)]
+    def holds(self):
+        return len(self.held)
+holder = Holder.remote()
+print(ray.get(holder.holds.remote()), flush=True)
+time.sleep(600)
+"""
+"""Holds 64 of the 76 MB of a node's object store."""
+
+
+def test_an_object_store_that_is_full_spills(start: Start, tiny_data: Path, tmp_path: Path) -> None:
+    with machines(1, memory_mb=76) as small:  # Ray wants 75 at least
+        words = [sys.executable, "-c", OTHERS, f"127.0.0.1:{small.port}"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as others:
+            assert others.stdout is not None
+            assert others.stdout.readline() == "8\n"
+            command = start(small)
+            command.end()
+            spilled = [path for path in small.folder.glob("session_*/ray_spilled_objects*/*") if path.is_file()]
+            others.kill()
+    assert spilled
+    command.equals(calm(tiny_data, tmp_path / "calm", {}))
+
+
 def test_processes_that_are_killed_and_one_that_hangs_for_a_while(
     cluster: Machines, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -235,25 +285,6 @@ def test_a_node_that_comes_later_opens_a_second_lane(
     command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 8}))
 
 
-def test_a_node_that_is_about_to_go_is_left(cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path) -> None:
-    nodes(cluster, 2)
-    command = start(cluster, **{"resources.max_failures": 0, "optim.epochs": 60})
-    command.mid_epoch(2)
-    (trainer,) = cluster.processes("RayTrainWorker")
-    node = trainer.parent()
-    assert node is not None
-    (name,) = [word.partition("=")[2] for word in node.cmdline() if word.startswith("--node_id=")]
-    words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
-    address = f"--address=127.0.0.1:{cluster.port}"
-    subprocess.run([str(RAY), "drain-node", address, f"--node-id={name}", *words], check=True, capture_output=True)
-    command.wait(lambda: "has left a machine that is about to go" in command.said)
-    (gone,) = [each for each in cluster.workers if each.pid == os.getsid(node.pid)]
-    cluster.lose(gone)
-    said = command.end()
-    assert said.count("goes on from") == 1 and "failed" not in said, said
-    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 60}))
-
-
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     """A file system of 16 MB; needs root."""
@@ -289,11 +320,3 @@ def test_a_disk_that_is_full_or_read_only(cluster: Machines, start: Start, tiny_
         command = start(cluster)
         command.end()
         command.equals(calm(tiny_data, tmp_path / "calm", {}))
-
-
-def test_an_object_store_that_is_full_spills(start: Start, tiny_data: Path, tmp_path: Path) -> None:
-    with machines(1, memory_mb=76) as small:  # Ray wants 75 at least
-        command = start(small, **{"optim.batch_size": 8, "optim.epochs": 40})
-        command.wait(lambda: any(path.is_file() for path in small.folder.glob("session_*/ray_spilled_objects*/*")))
-        command.end()
-    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.batch_size": 8, "optim.epochs": 40}))
