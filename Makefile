@@ -34,7 +34,7 @@ unit: setup  ## fast tests, no Ray
 ray: setup  ## tests on a real Ray cluster on this machine
 	$(VENV)/python -m pytest -q -m 'ray and not audio'
 
-cluster-test: setup  ## jobs on a cluster of several nodes on this machine, one of which is killed in the middle
+cluster-test: setup  ## jobs and faults on clusters of several nodes on this machine
 	$(VENV)/python -m pytest -q -m cluster
 
 audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them

@@ -236,7 +236,8 @@ def _need(run: Run) -> str:
     gpus = {"auto": "a GPU each where there is one", 0: "no GPU"}.get(
         resources.gpus_per_worker, f"{resources.gpus_per_worker} GPUs each"
     )
-    workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
+    number = f"{resources.most}" if resources.fewest == resources.most else f"{resources.fewest} to {resources.most}"
+    workers = f"{number} worker{'s' if resources.most > 1 else ''}"
     each = f"{resources.cpus_per_worker:g} CPU{'' if resources.cpus_per_worker == 1 else 's'}"
     return f"{workers} with {each} and {gpus}"
 

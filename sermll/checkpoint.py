@@ -58,7 +58,7 @@ class Checkpoint:
         return cls(path, notes)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a module, on the CPU."""
+        """The tensors of a module or of another file of `save`, on the CPU."""
         fetch(self.path / f"{name}.safetensors")  # it may have been opened on another machine
         try:
             return load_file(self.path / f"{name}.safetensors")
@@ -85,7 +85,11 @@ class Checkpoint:
 
 
 def save(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, notes: Mapping[str, Any]
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    notes: Mapping[str, Any],
+    others: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> None:
     """Write a checkpoint into the folder `path`, which may already hold further files to be guarded.
 
@@ -94,11 +98,19 @@ def save(
         modules: "model", what is scored, and "trained" if it is another.
         optimizer: its state is kept.
         notes: what to remember, as JSON.
+        others: further tensors, by the name of their file.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    for name, module in modules.items():
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-        save_file(tensors, path / f"{name}.safetensors")
-    torch.save(optimizer.state_dict(), path / "optimizer.pt")
+    try:
+        states = {name: module.state_dict() for name, module in modules.items()} | dict(others or {})
+        for name, state in states.items():
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+            save_file(tensors, path / f"{name}.safetensors")
+        torch.save(optimizer.state_dict(), path / "optimizer.pt")
+    except (SafetensorError, RuntimeError) as error:  # what the two make of a full disk
+        raise OSError(f"{path}: {error}") from error
     files = {file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.is_file()}
     text = json.dumps({"format": FORMAT, "files": files, **notes})
     (path / NOTES).write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ one JSON value, whose form the README documents.
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -37,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"sermll {options.verb}: {error}; make room or mend the storage, and give it again", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,8 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is waited out at the end of every fold
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # After a node is lost, workers are wanted in their former number for this long before as many as fit are taken.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_worker_maximum_startup_concurrency": "4",  # folds side by side start many workers: no reason to warn
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Data workers are idle for seconds when batches are made faster than they are taken. By default they would be ended
@@ -35,7 +37,16 @@ def lanes_here(resources: Resources) -> int | None:
 
 def lanes_of(cpus: float, resources: Resources) -> int:
     """How many folds so many CPUs train at once."""
-    return int(cpus // (resources.workers * resources.cpus_per_worker))
+    return _lanes({"CPU": cpus}, {"CPU": resources.cpus_per_worker}, resources)
+
+
+def _lanes(have: Mapping[str, float], each: Mapping[str, float], resources: Resources) -> int:
+    """How many folds fit, each with the most workers; one where only fewer workers fit, but enough."""
+
+    def fit(workers: int) -> int:
+        return min(int(have.get(name, 0.0) // (workers * amount)) for name, amount in each.items())
+
+    return fit(resources.most) or min(1, fit(resources.fewest))
 
 
 def room(resources: Resources, unit: str = "fold") -> tuple[float, int]:
@@ -46,29 +57,25 @@ def room(resources: Resources, unit: str = "fold") -> tuple[float, int]:
         unit: for the message, a fold or a trial.
 
     Raises:
-        ConfigError: not even one; or fewer than were asked for, unless the cluster is given time to grow.
+        ConfigError: not even one; or fewer than were asked for, unless the cluster is given time to grow, or the
+            number of workers adapts itself to the cluster.
     """
     import ray
 
     have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    each = _gpus_per_worker(resources, have)
-    need_cpus, need_gpus = resources.workers * resources.cpus_per_worker, resources.workers * each
-    need_gb, gb = resources.workers * resources.memory_gb, have.get("memory", 0.0) / 1e9
-    fit = lanes_of(cpus, resources)
-    if need_gpus:
-        fit = min(fit, int(gpus // need_gpus))
-    if need_gb:
-        fit = min(fit, int(gb // need_gb))
+    gpus = _gpus_per_worker(resources, have)
+    fit = _lanes(have, share(resources, gpus), resources)
     wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
-    if fit < (1 if resources.wait_s else wanted):
+    if fit < (1 if resources.wait_s or resources.fewest < resources.most else wanted):
         grow = "" if resources.wait_s else "; or let it grow, with resources.wait_s=900"
+        workers, gb = wanted * resources.fewest, have.get("memory", 0.0) / 1e9
         raise ConfigError(
-            f"{wanted} {unit}(s) at once need {wanted * need_cpus:g} CPUs, {wanted * need_gpus:g} GPUs and "
-            f"{wanted * need_gb:g} GB, the cluster has {cpus:g}, {gpus:g} and {gb:.0f}; lower resources.workers, "
+            f"{wanted} {unit}(s) at once need {workers * resources.cpus_per_worker:g} CPUs, {workers * gpus:g} GPUs "
+            f"and {workers * resources.memory_gb:g} GB, the cluster has {have.get('CPU', 0.0):g}, "
+            f"{have.get('GPU', 0.0):g} and {gb:.0f}; lower resources.workers, "
             f"cpus_per_worker, gpus_per_worker, memory_gb or parallel_folds{grow}"
         )
-    return each, fit if resources.parallel_folds == "auto" else min(fit, wanted)
+    return gpus, fit if resources.parallel_folds == "auto" else min(fit, wanted)
 
 
 def _gpus_per_worker(resources: Resources, have: Mapping[str, float]) -> float:
@@ -101,7 +108,7 @@ def summoned(resources: Resources, say: Callable[[str], None]) -> Iterator[None]
 
     wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
     each = share(resources, _gpus_per_worker(resources, ray.cluster_resources()))
-    request_resources(bundles=[each] * (wanted * resources.workers))
+    request_resources(bundles=[each] * (wanted * resources.most))
     try:
         deadline, told = time.monotonic() + resources.wait_s, False
         while True:

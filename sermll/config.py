@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from sermll.errors import ConfigError
 
 Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
 
 
 Kind = TypeVar("Kind", bound="Section")
@@ -305,7 +306,11 @@ class Optim(Section):
 class Resources(Section):
     """Machines, not science: nothing here changes what a run computes or its id."""
 
-    workers: int = Field(default=1, ge=1, description="training processes per fold; they share the global batch")
+    workers: Count | tuple[Count, Count] = Field(
+        default=1,
+        description="training processes per fold, which share the global batch; [fewest, most]: as many as the cluster "
+        "has room for, more when nodes come and fewer when they go",
+    )
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float | Auto = Field(default="auto", description="auto: one if the cluster has any, else none")
     memory_gb: float = Field(
@@ -320,6 +325,23 @@ class Resources(Section):
         ge=0,
         description="ask a cluster that grows for machines, and wait so long for the first; 0: it is as large as it is",
     )
+
+    @field_validator("workers")
+    @classmethod
+    def _is_a_range(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] >= workers[1]:
+            raise ValueError("[fewest, most] wants the smaller first, and one number where they are equal")
+        return workers
+
+    @property
+    def fewest(self) -> int:
+        """Training processes without which a fold is not trained."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """Training processes that a fold can use."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Tracking(Section):
@@ -362,10 +384,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.optim.batch_size < 2 * self.resources.workers:
+        if self.optim.batch_size < 2 * self.resources.most:
             raise ValueError(
                 f"optim.batch_size is the batch of all workers: {self.optim.batch_size} is too small for "
-                f"resources.workers={self.resources.workers} (two utterances a worker at least)"
+                f"{self.resources.most} of resources.workers (two utterances a worker at least)"
             )
         if self.losses.center is None and "center_lr" in self.optim.model_fields_set and self.optim.center_lr != 5e-3:
             raise ValueError("optim.center_lr has no effect when losses.center is null")

@@ -7,9 +7,9 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import groupby
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sermll import checkpoint, config, metrics
-from sermll.errors import TrainingError
+from sermll.errors import SermllError, StorageError, TrainingError
 from sermll.feed import Batch, Feed, FoldData
 from sermll.files import CHECKPOINTS, read_json, whole, write_json
 from sermll.model import System
@@ -64,6 +64,12 @@ class FoldJob:
         return read_json(path) if path.exists() else []
 
 
+RANDOM = "random"
+"""In a checkpoint within an epoch: the states of the workers' generators."""
+LOOK_EVERY = 16
+"""Batches between two looks whether to leave: workers ask each other, which takes milliseconds."""
+
+
 Batches = Callable[[Feed, int, int, int, int], Generator[Batch, None, None]]
 """(feed, first epoch, epochs, rank, workers) to the batches of every epoch, as `feed.stream` makes them."""
 
@@ -76,11 +82,14 @@ def train_fold(
     rank: int = 0,
     workers: int = 1,
     stop: Callable[[list[dict[str, Any]]], bool] = lambda history: False,
+    leave: Callable[[], bool] = lambda: False,
     encoder: nn.Module | None = None,
 ) -> list[str]:
     """Train a fold from its newest checkpoint to the end, as one of `workers` processes.
 
     `stop` is given the history after every epoch, by every worker; where it says so, the fold is left unfinished.
+    `leave` is asked within epochs too, `LOOK_EVERY` batches apart; where it says so, to every worker, the fold is left
+    at once, with a checkpoint from which as many workers go on as if nothing had been.
     `encoder` takes the place of the configured one, and reads what `batches` gives as waveforms.
 
     Returns:
@@ -89,6 +98,7 @@ def train_fold(
     Raises:
         TrainingError: a loss or gradient is not finite.
         CheckpointError: a checkpoint belongs to another run, or the chosen one is damaged.
+        StorageError: what was trained cannot be written.
     """
     started = time.monotonic()
     settings = config.Experiment.model_validate(job.settings)
@@ -102,16 +112,21 @@ def train_fold(
 
     resumed, faults = checkpoint.newest(job.checkpoints, job.run)
     history: list[dict[str, Any]] = []
+    begun, random = Sums(), {}
     if resumed is not None:
         resumed.load_into(system, "model" if averaged is None else "trained")
         if averaged is not None:
             resumed.load_into(averaged)
         optimizer.load_state_dict(resumed.optimizer())
         history = resumed.notes["history"]
-        if rank == 0:  # a kill may have come between the checkpoint and this file
-            write_json(Path(job.folder) / "history.json", history)
+        if "begun" in resumed.notes:  # it was left within the epoch after these
+            begun, random = Sums.of(resumed.notes["begun"], device), resumed.tensors(RANDOM)
+        with _storing(device):
+            if rank == 0:  # a kill may have come between the checkpoint and this file
+                write_json(Path(job.folder) / "history.json", history)
     parallel = _parallel(system, device)
     ids = data.names["id"].to_pylist()
+    modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
 
     def step() -> None:
         optimizer.step()
@@ -123,12 +138,29 @@ def train_fold(
             # What is drawn inside the model (dropout, masks) depends on seed, fold, epoch and worker alone, so that a
             # resumed run continues as if it had not stopped.
             _seed(settings.seed, job.fold, epoch, rank)
+            num_batches = feed.plan("train", epoch).num_batches
             rates = set_rates(optimizer, settings.optim, epoch)
-            row: dict[str, Any] = {"epoch": epoch, **rates, "padding_share": feed.plan("train", epoch).padding_share()}
+            row: dict[str, Any] = {
+                "epoch": epoch,
+                "workers": workers,
+                **rates,
+                "padding_share": feed.plan("train", epoch).padding_share(),
+            }
             scored: dict[str, Scores] = {}
             for split, members in groupby(phases, key=lambda batch: batch.split):
                 if split == "train":
-                    row |= train_epoch(parallel, step, _timed(members), settings.optim.clip_norm, device, ids)
+                    if begun.batches:
+                        _go_on(random, (settings.seed, job.fold, epoch, rank, begun.batches), rank, workers, device)
+                    rest = islice(_timed(members), begun.batches, None)
+                    sums = train_epoch(parallel, step, rest, settings.optim.clip_norm, device, ids, begun, leave)
+                    if sums.batches < num_batches:
+                        notes, states = sums.notes(), _random_states(device)
+                        with _storing(device):
+                            if rank == 0:
+                                _keep_begun(job, modules, optimizer, history, notes, states)
+                        return faults
+                    row |= sums.means()
+                    begun = Sums()
                     continue
                 began = time.perf_counter()
                 scores = score(averaged or system, members, num_classes, device).gathered()
@@ -140,18 +172,35 @@ def train_fold(
                     row |= {"dev_loss": scores.loss(), "dev_ua": metrics.ua(counts), "dev_wa": metrics.wa(counts)}
                     row |= {name: float(row[name]) for name in ("dev_ua", "dev_wa")}
             history.append(row)
-            if rank == 0:
-                modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
-                tables = {
-                    name: predictions_table(job.fold, data, scored[split])
-                    for name, split in ((PREDICTIONS, "test"), (DEV_PREDICTIONS, "dev"))
-                }
-                _keep(job, modules, optimizer, history, tables)
-            if stop(history):
+            with _storing(device):
+                if rank == 0:
+                    tables = {
+                        name: predictions_table(job.fold, data, scored[split])
+                        for name, split in ((PREDICTIONS, "test"), (DEV_PREDICTIONS, "dev"))
+                    }
+                    _keep(job, modules, optimizer, history, tables)
+            if stop(history) or leave():
                 return faults
-    if rank == 0:
-        _finish(job, time.monotonic() - started)
+    with _storing(device):
+        if rank == 0:
+            _finish(job, time.monotonic() - started)
     return faults
+
+
+@contextmanager
+def _storing(device: torch.device) -> Iterator[None]:
+    """Where the first worker writes: all of them stop when it cannot, as no restart would mend that."""
+    fault: list[SermllError | None] = [None]
+    try:
+        yield
+    except SermllError as error:
+        fault = [error]
+    except OSError as error:
+        fault = [StorageError(f"{error}; make room or mend the storage, and the same command goes on from here")]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(fault, device=device)
+    if fault[0] is not None:
+        raise fault[0]
 
 
 def _keep(
@@ -173,6 +222,44 @@ def _keep(
         checkpoint.save(folder, modules, optimizer, {"run": job.run, "epoch": latest, "history": history})
     checkpoint.keep_only(job.checkpoints, {latest, latest - 1, int(np.argmax(scores))})
     write_json(Path(job.folder) / "history.json", history)
+
+
+def _keep_begun(
+    job: FoldJob,
+    modules: Mapping[str, System],
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, Any]],
+    begun: dict[str, Any],
+    states: dict[str, torch.Tensor],
+) -> None:
+    """Write a checkpoint within the epoch after those of the history; the epoch's own takes its place later."""
+    with checkpoint.writing(job.checkpoints, len(history)) as folder:
+        notes = {"run": job.run, "epoch": len(history), "history": history, "begun": begun}
+        checkpoint.save(folder, modules, optimizer, notes, {RANDOM: states})
+
+
+def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of all workers' generators, by kind and rank."""
+    mine = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        mine["cuda"] = torch.cuda.get_rng_state(device)
+    parts = [mine]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        received: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(received, mine)
+        parts = received
+    return {f"{kind}.{rank}": state for rank, part in enumerate(parts) for kind, state in part.items()}
+
+
+def _go_on(
+    states: Mapping[str, torch.Tensor], key: tuple[int, ...], rank: int, workers: int, device: torch.device
+) -> None:
+    """Take up this worker's generators where they were left; seed them by `key` where workers were others."""
+    _seed(*key)
+    if sum(name.startswith("cpu.") for name in states) == workers:
+        torch.set_rng_state(states[f"cpu.{rank}"])
+        if device.type == "cuda" and f"cuda.{rank}" in states:
+            torch.cuda.set_rng_state(states[f"cuda.{rank}"], device)
 
 
 def _finish(job: FoldJob, seconds: float) -> None:
@@ -229,8 +316,10 @@ def train_epoch(
     clip_norm: float,
     device: torch.device,
     ids: list[str],
-) -> dict[str, float]:
-    """One pass over the training set.
+    begun: "Sums | None" = None,
+    leave: Callable[[], bool] = lambda: False,
+) -> "Sums":
+    """One pass over the training set, or the rest of one.
 
     Args:
         system: the system, possibly wrapped for data-parallel training.
@@ -239,17 +328,21 @@ def train_epoch(
         clip_norm: largest norm of the gradient.
         device: where the system lies.
         ids: utterance id by row, for the error message.
+        begun: what batches before these have added up.
+        leave: asked between batches, `LOOK_EVERY` apart; the pass ends where it says so.
 
     Returns:
-        Means over batches of the loss terms, their weights and the gradient norm; speed.
+        What all batches so far have added up.
 
     Raises:
         TrainingError: a loss or gradient is not finite; names the batch's utterances.
     """
     system.train()
-    sums: dict[str, torch.Tensor] = {}
-    num_batches, num_rows, waited_s, started = 0, 0, 0.0, time.perf_counter()
+    sums, started = copy.deepcopy(begun or Sums()), time.perf_counter()
+    first = sums.batches
     for batch, wait_s in batches:
+        if batch.index > first and batch.index % LOOK_EVERY == 0 and leave():
+            break
         waveform, lengths, target = to_device(batch, device)
         terms = system(waveform, lengths, target)
         system.zero_grad(set_to_none=True)
@@ -259,16 +352,42 @@ def train_epoch(
             _refuse(batch, {**terms, "grad_norm": norm}, ids)
         step()
         for name, value in {**terms, "grad_norm": norm}.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
-        num_batches, num_rows, waited_s = num_batches + 1, num_rows + len(target), waited_s + wait_s
-    train_s = time.perf_counter() - started
-    means = {name: _mean_over_workers(total) / num_batches for name, total in sums.items()}
-    named = {name if name == "grad_norm" else _column(name): value for name, value in means.items()}
-    return named | {
-        "train_s": train_s,
-        "utterances_per_s": num_rows / train_s,
-        "data_wait_share": waited_s / train_s,
-    }
+            sums.terms[name] = sums.terms.get(name, torch.zeros((), device=device)) + value.detach()
+        sums.batches, sums.rows, sums.waited_s = sums.batches + 1, sums.rows + len(target), sums.waited_s + wait_s
+    sums.train_s += time.perf_counter() - started
+    return sums
+
+
+@dataclass
+class Sums:
+    """What the batches of an epoch have added up, on one worker."""
+
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Loss terms, their weights and the gradient norm."""
+    batches: int = 0
+    rows: int = 0
+    waited_s: float = 0.0
+    train_s: float = 0.0
+
+    def means(self) -> dict[str, float]:
+        """Means over batches and workers, by history column; speed."""
+        means = {name: _mean_over_workers(total) / self.batches for name, total in self.terms.items()}
+        named = {name if name == "grad_norm" else _column(name): value for name, value in means.items()}
+        return named | {
+            "train_s": self.train_s,
+            "utterances_per_s": self.rows / self.train_s,
+            "data_wait_share": self.waited_s / self.train_s,
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """As JSON; the terms are means over workers, of which there may be another number later."""
+        return vars(self) | {"terms": {name: _mean_over_workers(total) for name, total in self.terms.items()}}
+
+    @classmethod
+    def of(cls, notes: dict[str, Any], device: torch.device) -> "Sums":
+        """Take up what `notes` gave."""
+        terms = {name: torch.tensor(total, device=device) for name, total in notes["terms"].items()}
+        return cls(**{**notes, "terms": terms})
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ A lane is one Ray Train run. Starting one takes seconds, most of them for import
 a lane lives until no fold is left. A board, one light actor, hands the folds out. A fold whose workers were lost goes
 back to it, and whichever lane takes it next goes on from the newest checkpoint; a fold that cannot be trained is told
 and left, and the others go on. Lanes of several workers are placed as a whole or not at all, so that they cannot wait
-for each other.
+for each other. A lane whose number of workers may change is begun anew when nodes come or go, with the fold it has: the
+batches are the plans' whatever that number is, so only who makes them changes.
 """
 
 import threading
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sermll.cluster import here, room, share, summoned
 from sermll.config import Resources
@@ -28,6 +29,8 @@ from sermll.storage import locked, origin, remove
 POLL_S = 0.5
 LOOK_AGAIN_S = 10.0
 """How often the cluster is asked whether it has grown."""
+RESIZE_S = 30.0
+"""How long a lane works at least before it takes more workers: the epoch in hand is begun again."""
 LOCK = ".driver"
 """In a fold's folder: held by the command that trains it."""
 FAREWELL_S = 15.0
@@ -36,6 +39,19 @@ FAREWELL_S = 15.0
 
 Watch = Callable[[list[FoldJob], list[FoldJob]], None]
 """Called twice a second with the folds in training and those that have ended well since the last call."""
+
+
+class State(NamedTuple):
+    """What a board answers."""
+
+    waiting: int
+    """How many folds nobody has."""
+    held: list[int]
+    """Those that are being trained."""
+    ended: list[tuple[int, str | None, list[str]]]
+    """Fold, why it failed, and faults of its checkpoints."""
+    told: list[tuple[int, str]]
+    """Fold, and what happened to it."""
 
 
 class Board:
@@ -49,17 +65,27 @@ class Board:
         self._held: dict[int, int] = {}
         self._began: set[int] = set()
         self._losses: Counter[int] = Counter()
+        self._workers: dict[int, int] = {}
         self._ended: list[tuple[int, str | None, list[str]]] = []
+        self._told: list[tuple[int, str]] = []
 
-    def take(self, lane: int) -> int | None:
-        """The next fold's number, None when nothing is left."""
-        if lane in self._held:  # it began anew, and nobody has told us why
-            self.lose(lane, "the workers were lost")
+    def take(self, lane: int, workers: int) -> int | None:
+        """The next fold's number, None when nothing is left.
+
+        A lane that has one is given it again: its workers were begun anew, in another number or on other nodes. When
+        they were lost, `lose` has been called before.
+        """
         self._began.add(lane)
-        if not self._waiting:
-            return None
-        self._held[lane] = self._waiting.popleft()
-        return self._held[lane]
+        if lane not in self._held:
+            if not self._waiting:
+                return None
+            self._held[lane] = self._waiting.popleft()
+        number = self._held[lane]
+        before = self._workers.get(number, workers)
+        if before != workers:
+            self._told.append((number, f"goes on with {workers} workers, {before} before"))
+        self._workers[number] = workers
+        return number
 
     def job(self, number: int) -> tuple[FoldJob, Any]:
         """A fold and the reference to its data."""
@@ -69,8 +95,19 @@ class Board:
         """A lane's fold is trained, or cannot be."""
         self._ended.append((self._held.pop(lane), error, faults))
 
-    def lose(self, lane: int, why: str) -> bool:
+    def leave(self, lane: int) -> None:
+        """A lane has left its machines, which are about to go; whoever takes its fold goes on from there."""
+        number = self._held.pop(lane)
+        self._waiting.appendleft(number)
+        self._told.append((number, "has left a machine that is about to go; goes on from there"))
+
+    def lose(self, lane: int, why: str, *, counts: bool = True) -> bool:
         """A lane's workers were lost; its fold waits again, unless that has happened too often.
+
+        Args:
+            lane: that had them.
+            why: what is known.
+            counts: no if machines went that had said so.
 
         Returns:
             Whether the lane ever began; one that did not is no fold's fault.
@@ -78,16 +115,17 @@ class Board:
         number = self._held.pop(lane, None)
         if number is None:
             return lane in self._began
-        self._losses[number] += 1
+        self._losses[number] += counts
         if self._losses[number] > self._retries:
             self._ended.append((number, why, []))
         else:
             self._waiting.appendleft(number)
+            self._told.append((number, f"{why}; goes on from its last epoch"))
         return True
 
-    def state(self, known: int) -> tuple[int, list[int], list[tuple[int, str | None, list[str]]]]:
-        """How many folds wait, which are being trained, and what ended after the first `known` that did."""
-        return len(self._waiting), list(self._held.values()), self._ended[known:]
+    def state(self, known: int, heard: int) -> State:
+        """What became of the folds, of which the driver knows the first `known` ends and `heard` words."""
+        return State(len(self._waiting), list(self._held.values()), self._ended[known:], self._told[heard:])
 
 
 @dataclass
@@ -188,7 +226,7 @@ def _train_group(
     epochs = [len(job.history()) for job in jobs]
     failures: dict[FoldJob, str] = {}
     lanes: dict[int, _Lane] = {}
-    opened, ended, looked_at = 0, 0, time.monotonic()
+    opened, ended, heard, looked_at = 0, 0, 0, time.monotonic()
 
     def advance(number: int) -> None:
         history = jobs[number].history()
@@ -205,9 +243,12 @@ def _train_group(
     try:
         open_lanes(len(jobs))  # they start while the board does
         while ended < len(jobs):
-            waiting, held, news = ray.get(board.state.remote(ended))
+            waiting, held, news, told = ray.get(board.state.remote(ended, heard))
             for number in held:
                 advance(number)
+            for number, line in told:
+                progress.say(f"{jobs[number].title}: {line}")
+            heard += len(told)
             for number, error, faults in news:
                 advance(number)
                 for fault in faults:
@@ -257,12 +298,14 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
         """Tells the board at once, so that another lane may take the fold."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            ray.get(board.lose.remote(lane, _cause(worker_exceptions)))
+            foretold = any(_foretold(error) for error in worker_exceptions.values())
+            ray.get(board.lose.remote(lane, _cause(worker_exceptions), counts=not foretold))
 
     trainer = TorchTrainer(
         lambda: work_lane(board, lane),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
+            elastic_resize_monitor_interval_s=RESIZE_S,
             use_gpu=gpus > 0,
             resources_per_worker=share(resources, gpus),
         ),
@@ -289,9 +332,15 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
     return _Lane(thread, fault)
 
 
+def _foretold(error: Exception) -> bool:
+    """Whether a worker was lost with a node whose end had been announced, which Ray Train does not count either."""
+    return bool(getattr(getattr(error, "health_check_failure", error), "preempted", False))
+
+
 def _cause(failures: dict[int, Exception]) -> str:
     rank, cause = next(iter(failures.items()))
-    return f"worker {rank} failed: {str(cause).strip().splitlines()[-1]}"
+    why = str(cause).strip().splitlines()[-1].partition(" Some common causes")[0]  # Ray goes on for a page
+    return f"worker {rank} failed: {why}"
 
 
 def work_lane(board: Any, lane: int) -> None:
@@ -312,15 +361,22 @@ def work_lane(board: Any, lane: int) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+
+    def told_to_go() -> bool:
+        return ray.train.get_preemption_info() is not None  # the same to every worker
+
     while True:
-        number = broadcast_from_rank_zero(ray.get(board.take.remote(lane)) if rank == 0 else None)
+        number = broadcast_from_rank_zero(ray.get(board.take.remote(lane, workers)) if rank == 0 else None)
         if number is None:
             return
         job, data = ray.get(board.job.remote(number))
         error, faults = None, []
         try:
-            faults = train_fold(job, ray.get(data), stream, device, rank, workers)
+            faults = train_fold(job, ray.get(data), stream, device, rank, workers, leave=told_to_go)
         except SermllError as failure:
             error = str(failure)
+        left = broadcast_from_rank_zero(error is None and not job.finished)
         if rank == 0:
-            ray.get(board.end.remote(lane, error, faults))
+            ray.get(board.leave.remote(lane) if left else board.end.remote(lane, error, faults))
+        if left:
+            return  # this lane ends; another is opened, on machines that stay

@@ -190,7 +190,7 @@ def read_search(path: Path, overrides: Mapping[str, Any]) -> tuple[SearchFile, d
     experiment = resolve(base, {}, str(path))
     for number, guess in enumerate(file.first):
         resolve(base, guess, f"{path}: first[{number}]")
-    if experiment.resources.workers > 1:
+    if experiment.resources.workers != 1:
         raise ConfigError(
             f"resources.workers={experiment.resources.workers}: a trial trains in one process, and as many trials as "
             "fit are trained at once; give resources.workers=1"

@@ -316,9 +316,17 @@ def _cost(run: Path, places: Mapping[int, Path]) -> Cost:
         with naming(folder / "result.json"):
             result = read_json(folder / "result.json")
             train_h = result["seconds"] / 3600
-            hours = [None if each == "auto" else train_h * held["workers"] * each for each in per_worker]
+            workers = held["workers"] if isinstance(held["workers"], int) else _mean_workers(folder)
+            hours = [None if each == "auto" else train_h * workers * each for each in per_worker]
             total += Cost(result["wall_s"] / 3600, train_h, *hours)
     return total
+
+
+def _mean_workers(folder: Path) -> float:
+    """How many processes trained a fold whose number changed, by the seconds of its epochs."""
+    history = read_json(folder / "history.json")
+    seconds = [row["train_s"] + row["eval_s"] for row in history]
+    return sum(row["workers"] * each for row, each in zip(history, seconds, strict=True)) / sum(seconds)
 
 
 def _grouped(rows: Sequence[Row]) -> list[list[Row]]:

@@ -9,13 +9,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 RAY = Path(sys.executable).with_name("ray")
-START_S = 90
+START_S = 180
 
 
 def free_port() -> int:
@@ -30,6 +32,8 @@ class Machines:
     """The nodes of a cluster, each a raylet of its own that `ray start` has begun."""
 
     folder: Path
+    memory_mb: int = 150
+    """Of each node's object store."""
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
     private: Path | None = None
@@ -45,7 +49,7 @@ class Machines:
         """Begin a node, and wait until it is there."""
         log = self.folder / f"node-{len(self.nodes)}.log"
         common = [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", "--block"]
-        memory = f"--object-store-memory={150 * 2**20}"
+        memory = f"--object-store-memory={self.memory_mb * 2**20}"
         # The nodes run jobs with the interpreter of the tests.
         environment = {
             **os.environ,
@@ -73,6 +77,21 @@ class Machines:
         """Begin a node that works."""
         return self.start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}")
 
+    @property
+    def workers(self) -> list[subprocess.Popen]:
+        """The nodes that work and are there."""
+        return [node for node in self.nodes[1:] if node.poll() is None]
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Ray's processes on these nodes whose title has `name` in it."""
+        sessions = {node.pid for node in self.nodes if node.poll() is None}
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                if os.getsid(process.pid) in sessions and name in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def lose(self, node: subprocess.Popen) -> None:
         """A machine vanishes: all its processes at once."""
         os.killpg(node.pid, 9)
@@ -80,13 +99,14 @@ class Machines:
 
 
 @contextmanager
-def machines(*cpus: int, may_grow: int = 0, private: Path | None = None) -> Iterator[Machines]:
+def machines(*cpus: int, may_grow: int = 0, memory_mb: int = 150, private: Path | None = None) -> Iterator[Machines]:
     """A head, a node for each number of CPUs, and an autoscaler that adds up to `may_grow` nodes of two CPUs.
 
-    `private` is a folder that each of them has for itself; that takes the rights of root.
+    `private` is a folder that each of them has for itself; that takes the rights of root. `memory_mb` is what the
+    object store of each has.
     """
     folder = Path(tempfile.mkdtemp(prefix="rc"))  # short: sockets lie in it, whose paths may have 107 letters
-    cluster = Machines(folder, private=private)
+    cluster = Machines(folder, memory_mb, private=private)
     scaling: list[str] = []
     if may_grow:
         (folder / "scaling.json").write_text(json.dumps(_scaling(may_grow, cluster.port)))

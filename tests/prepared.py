@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from sermll import prepare
 from sermll.corpora import CORPORA
+from sermll.feed import SPLITS, Batch, Feed, make_batch
 from sermll.rows import Corpus
 from sermll.shards import FORMAT, TABLE_SCHEMA, UTTERANCE_FIELDS, content_hash, file_sha256, shard_name, write_shard
 
@@ -104,6 +105,14 @@ def tiny_settings(data: Path, runs: Path) -> dict[str, Any]:
         "optim": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
         "tracking": {"runs": str(runs), "mlflow": False},
     }
+
+
+def in_process(feed: Feed, first_epoch: int, epochs: int, rank: int, workers: int) -> Generator[Batch, None, None]:
+    """Batches made when they are asked for, in the process that trains, as `feed.stream` makes them with Ray."""
+    for epoch in range(first_epoch, epochs):
+        for split in SPLITS:
+            for index in range(feed.plan(split, epoch).num_batches):
+                yield make_batch(feed, split, epoch, index, rank, workers)
 
 
 def recordings(name: str) -> Path:

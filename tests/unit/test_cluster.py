@@ -15,6 +15,11 @@ from sermll.errors import ConfigError
         (7, {"workers": 2, "cpus_per_worker": 1.5}, 2),
         (0, {}, 0),
         (1, {"workers": 2}, 0),
+        (6, {"workers": [1, 3]}, 2),
+        (5, {"workers": [2, 3]}, 1),
+        (2, {"workers": [2, 3]}, 1),  # one of fewer workers
+        (4, {"workers": [2, 5]}, 1),  # but not two of them
+        (1, {"workers": [2, 3]}, 0),
     ],
 )
 def test_lanes_take_whole_shares_of_the_cpus(cpus: float, needs: dict[str, float], lanes: int) -> None:
@@ -32,6 +37,8 @@ def test_lanes_take_whole_shares_of_the_cpus(cpus: float, needs: dict[str, float
         ({"CPU": 8.0, "memory": 20e9}, {"memory_gb": 3}, (0.0, 6)),
         ({"CPU": 8.0, "memory": 20e9}, {"memory_gb": 3, "workers": 2}, (0.0, 3)),
         ({"CPU": 2.0}, {"parallel_folds": 3, "wait_s": 60}, (0.0, 2)),  # the others when machines have come
+        ({"CPU": 8.0, "GPU": 2.0}, {"workers": [1, 4]}, (1.0, 1)),
+        ({"CPU": 4.0}, {"workers": [1, 2], "parallel_folds": 3}, (0.0, 2)),
     ],
 )
 def test_room_is_what_fits_and_no_more_than_was_asked_for(
@@ -53,6 +60,7 @@ def test_room_is_what_fits_and_no_more_than_was_asked_for(
         ({"CPU": 8.0}, {"gpus_per_worker": 1}, "1 CPUs, 1 GPUs and 0 GB, the cluster has 8, 0 and 0"),
         ({"CPU": 8.0, "memory": 2e9}, {"memory_gb": 3}, "and 3 GB, the cluster has 8, 0 and 2"),
         ({}, {"wait_s": 60}, "has 0, 0 and 0; lower [^;]*$"),
+        ({"CPU": 1.0}, {"workers": [2, 4]}, "need 2 CPUs"),
     ],
 )
 def test_no_room_is_told_with_what_is_there(

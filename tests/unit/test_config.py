@@ -62,6 +62,10 @@ def test_defaults_are_the_papers() -> None:
         ("protocol.dev_speakers=0", ["never on test"]),
         ("optim.batch_size=1", ["optim.batch_size"]),
         ("resources.workers=9", ["two utterances a worker"]),
+        ("resources.workers=[1,9]", ["too small for 9 of resources.workers"]),
+        ("resources.workers=[2,2]", ["resources.workers", "one number", "[2, 2]"]),
+        ("resources.workers=[3,1]", ["resources.workers", "the smaller first"]),
+        ("resources.workers=[0,1]", ["resources.workers", "greater than or equal to 1"]),
         ("optim.lr.x=1", ["optim.lr"]),
     ],
 )
@@ -139,6 +143,7 @@ def test_run_id_depends_on_the_science_alone() -> None:
     reference = run_id(build(), "hash")
     same = [
         "resources.workers=4",
+        "resources.workers=[1,4]",
         "tracking.runs=elsewhere",
         "fold=2",
         "data.path=/other",

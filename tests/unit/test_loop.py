@@ -1,17 +1,33 @@
 """The training loop's parts on one process: rates, NaN, scoring, and what a system computes."""
 
+import itertools
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from prepared import in_process
 from torch import nn
 
-from sermll.errors import TrainingError
-from sermll.feed import Batch
-from sermll.loop import Scores, average, make_optimizer, score, selection_scores, set_rates, train_epoch
+from sermll import loop
+from sermll.errors import StorageError, TrainingError
+from sermll.feed import Batch, FoldData
+from sermll.loop import (
+    FoldJob,
+    Scores,
+    average,
+    make_optimizer,
+    score,
+    selection_scores,
+    set_rates,
+    train_epoch,
+    train_fold,
+)
 from sermll.model import System
+from sermll.train import Designs, Run
 
 Settings = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -57,7 +73,7 @@ def test_training_lowers_the_loss(settings: Settings, system: System) -> None:
     batch = batch_of([6000, 5000, 7000, 4000])
 
     def once() -> dict[str, float]:
-        return train_epoch(system, optimizer.step, iter([(batch, 0.0)]), 5.0, CPU, list("abcd"))
+        return train_epoch(system, optimizer.step, iter([(batch, 0.0)]), 5.0, CPU, list("abcd")).means()
 
     first = once()
     last = [once() for _ in range(15)][-1]
@@ -134,7 +150,7 @@ def test_any_loss_can_be_left_out(settings: Settings, off: str) -> None:
         5.0,
         CPU,
         ["a", "b"],
-    )
+    ).means()
     assert f"loss_{off}" not in row and np.isfinite(row["loss"])
 
 
@@ -174,3 +190,78 @@ def test_the_rule_decides_which_epoch_is_the_result() -> None:
     ]
     chosen = {rule: int(np.argmax(selection_scores(rule, history))) for rule in ("dev_ua", "dev_loss", "last")}
     assert chosen == {"dev_ua": 1, "dev_loss": 0, "last": 2}
+
+
+TIMED = ("train_s", "eval_s", "utterances_per_s", "data_wait_share")
+
+
+def unfinished(settings: Settings, runs: Path) -> tuple[FoldJob, FoldData]:
+    """Fold 0 with dropout, masks and averaged weights."""
+    words = ["fold=0", "optim.batch_size=8", "optim.average=0.9", f"tracking.runs={runs}"]
+    run = Run.of(settings(*words), Designs())
+    run.open()
+    ((job, data),) = run.unfinished
+    return job, data
+
+
+def trained(settings: Settings, runs: Path, leave: Callable[[], bool] = lambda: False) -> Path:
+    """Train that fold in this process; its folder."""
+    job, data = unfinished(settings, runs)
+    assert train_fold(job, data, in_process, CPU, leave=leave) == []
+    return Path(job.folder)
+
+
+def contents(fold: Path) -> list[Any]:
+    """What a fold's training gave, without what the clock decides."""
+    history = [
+        {key: value for key, value in row.items() if key not in TIMED}
+        for row in json.loads((fold / "history.json").read_text())
+    ]
+    files = ["checkpoints/checkpoint_00001/model.safetensors", "checkpoints/checkpoint_00001/trained.safetensors"]
+    return [history, *((fold / name).read_bytes() for name in [*files, "predictions.parquet"])]
+
+
+def at(look: int) -> Callable[[], bool]:
+    """Whether to leave: at that look, counted from 0."""
+    looks = itertools.count()
+    return lambda: next(looks) == look
+
+
+@pytest.mark.parametrize(("look", "batches"), [(0, [4]), (1, [8]), (3, [14]), (4, [14, 4]), (6, [14, 12])])
+def test_a_fold_that_is_left_within_an_epoch_goes_on_bit_for_bit(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int, batches: list[int]
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_EVERY", 4)  # of 14 batches: the fourth look is that at the end of the epoch
+    left = trained(settings, tmp_path / "left", at(look))
+    assert not (left / "result.json").exists()
+    saved = [json.loads(path.read_text()) for path in sorted(left.glob("checkpoints/*/checkpoint.json"))]
+    assert [notes.get("begun", {}).get("batches", 14) for notes in saved] == batches
+    assert contents(trained(settings, tmp_path / "left")) == contents(trained(settings, tmp_path / "calm"))
+
+
+def test_a_damaged_checkpoint_within_an_epoch_costs_that_epoch_alone(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_EVERY", 4)
+    left = trained(settings, tmp_path / "left", at(5))
+    (left / "checkpoints" / "checkpoint_00001" / "random.safetensors").write_bytes(b"cut off")
+    job, data = unfinished(settings, tmp_path / "left")
+    (fault,) = train_fold(job, data, in_process, CPU)
+    assert "random.safetensors: truncated or changed" in fault
+    assert contents(left) == contents(trained(settings, tmp_path / "calm"))
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_lost(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")  # torch's words
+
+    left = trained(settings, tmp_path / "left", at(0))
+    assert len(json.loads((left / "history.json").read_text())) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(StorageError, match=r"partial_00001: .*enforce fail.*; make room"):
+            trained(settings, tmp_path / "left")
+    assert contents(trained(settings, tmp_path / "left")) == contents(trained(settings, tmp_path / "calm"))
+    assert not list(left.glob("checkpoints/partial_*"))

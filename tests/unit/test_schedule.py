@@ -19,38 +19,56 @@ def board(folds: int, retries: int = 1) -> Board:
 
 def test_folds_are_handed_out_in_order_and_ended_once() -> None:
     work = board(3)
-    assert [work.take(0), work.take(1)] == [0, 1]
+    assert [work.take(0, 1), work.take(1, 1)] == [0, 1]
     work.end(1, None, ["a checkpoint was damaged"])
-    assert work.take(1) == 2
+    assert work.take(1, 1) == 2
     work.end(0, "epoch 1: nan", [])
-    assert work.take(0) is None
-    assert work.state(0) == (0, [2], [(1, None, ["a checkpoint was damaged"]), (0, "epoch 1: nan", [])])
-    assert work.state(2) == (0, [2], [])
+    assert work.take(0, 1) is None
+    assert work.state(0, 0)[:3] == (0, [2], [(1, None, ["a checkpoint was damaged"]), (0, "epoch 1: nan", [])])
+    assert work.state(2, 0)[:3] == (0, [2], [])
     assert work.job(2)[0].title == "fold 2"
 
 
 def test_a_lost_fold_goes_before_the_others_to_whoever_asks() -> None:
     work = board(3)
-    assert work.take(0) == 0
+    assert work.take(0, 1) == 0
     assert work.lose(0, "worker 0 failed: killed")
-    assert [work.take(1), work.take(0)] == [0, 1]
+    assert [work.take(1, 1), work.take(0, 1)] == [0, 1]
 
 
-def test_a_lane_that_begins_anew_without_a_word_has_lost_its_fold() -> None:
-    work = board(2, retries=1)
-    assert [work.take(0), work.take(0)] == [0, 0]  # its workers were started again
-    assert work.take(0) == 1  # and once more: that fold has had its chances
-    assert work.state(0) == (0, [1], [(0, "the workers were lost", [])])
+def test_a_lane_that_begins_anew_without_a_loss_goes_on_with_its_fold() -> None:
+    work = board(2, retries=0)
+    assert [work.take(0, 2), work.take(0, 3), work.take(0, 3)] == [0, 0, 0]  # a node came; then one said that it goes
+    assert work.state(0, 0) == (1, [0], [], [(0, "goes on with 3 workers, 2 before")])
+    assert work.state(0, 1).told == []
+
+
+def test_a_loss_is_told_and_a_smaller_lane_goes_on() -> None:
+    work = board(1)
+    assert work.take(0, 2) == 0
+    assert work.lose(0, "worker 1 failed: killed")
+    assert work.take(0, 1) == 0
+    lines = ["worker 1 failed: killed; goes on from its last epoch", "goes on with 1 workers, 2 before"]
+    assert work.state(0, 0).told == [(0, line) for line in lines]
+
+
+def test_machines_that_said_they_would_go_cost_no_retry() -> None:
+    work = board(2, retries=0)
+    assert work.take(0, 1) == 0
+    work.leave(0)
+    assert work.take(1, 1) == 0
+    assert work.lose(1, "worker 0 failed: its node was reclaimed", counts=False)
+    assert work.take(2, 1) == 0 and work.state(0, 0).ended == []
 
 
 def test_a_fold_whose_workers_die_too_often_is_given_up_and_the_lane_is_not_blamed() -> None:
     work = board(2, retries=1)
     for _ in range(2):
-        assert work.take(0) == 0
+        assert work.take(0, 1) == 0
         assert work.lose(0, "worker 0 failed: out of memory")
-    assert work.state(0)[2] == [(0, "worker 0 failed: out of memory", [])]
+    assert work.state(0, 0).ended == [(0, "worker 0 failed: out of memory", [])]
     assert work.lose(0, "Ray Train gave up")  # told again when the lane itself ends
-    assert work.take(1) == 1
+    assert work.take(1, 1) == 1
 
 
 def test_a_lane_that_never_began_is_told_apart() -> None:

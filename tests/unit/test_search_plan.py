@@ -107,6 +107,7 @@ def test_the_plan_names_who_chooses_and_how(tiny_data: Path, tmp_path: Path) -> 
         ({"overrides": {"fold": 1}}, {}, "says its test_folds"),
         ({}, {"optim.lr": 0.1}, r"space.optim.lr sets optim.lr, and so does overrides"),
         ({}, {"resources.workers": 2}, "a trial trains in one process"),
+        ({}, {"resources.workers": [1, 2]}, "a trial trains in one process"),
         ({"inner_folds": 30}, {}, "has 9 other"),
     ],
 )

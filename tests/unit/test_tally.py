@@ -92,6 +92,17 @@ def test_cost_is_counted(tmp_path: Path) -> None:
     assert unknown == Cost(2, 2, 4, None)
 
 
+def test_cost_counts_the_workers_that_each_epoch_had(tmp_path: Path) -> None:
+    campaign = write_campaign(tmp_path, {"seed": ("0",)}, lambda labels: {"overrides": {"resources.workers": [1, 3]}})
+    for path in tmp_path.glob("demo-*/fold-*/history.json"):
+        history = json.loads(path.read_text())
+        for row, workers in zip(history, (1, 1, 3, 3, 2), strict=True):
+            row |= {"train_s": 10.0 * workers, "eval_s": 2.0, "workers": workers}
+        path.write_text(json.dumps(history))
+    mean = (12 + 12 + 3 * 32 + 3 * 32 + 2 * 22) / (12 + 12 + 32 + 32 + 22)
+    assert tally(campaign).rows[0].cost.cpu_h == pytest.approx(3 * 90 / 3600 * mean)
+
+
 def test_gpus_that_the_cluster_chose_are_not_known(tmp_path: Path) -> None:
     campaign = write_campaign(tmp_path, {"seed": ("0",)}, lambda labels: {})
     row = tally(campaign).rows[0]
