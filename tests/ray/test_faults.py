@@ -190,7 +190,7 @@ def test_an_object_store_that_is_full_spills(start: Start, tiny_data: Path, tmp_
 
 
 def test_processes_that_are_killed_and_one_that_hangs_for_a_while(
-    cluster: Machines, tiny_data: Path, tmp_path: Path
+    cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path
 ) -> None:
     nodes(cluster, 1)
     command = start(cluster)
