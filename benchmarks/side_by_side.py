@@ -290,7 +290,10 @@ def alone(measure: Callable[[], Iterable[Row]]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = list(measure())
+    rows = []
+    for row in measure():
+        rows.append(row)
+        sys.stderr.write(f"{row.name}: {'not measured' if row.ours is None else f'{_number(row.ours)} {row.unit}'}\n")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
     say(table(rows))

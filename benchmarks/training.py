@@ -40,7 +40,7 @@ from sermll.feed import SPLITS, Feed, FoldData, make_batch
 from sermll.model import System
 from sermll.schedule import train_jobs
 
-UTTERANCES, SCORED, EPOCHS, ROUNDS, STARTS = 192, 32, 4, 3, 3
+UTTERANCES, SCORED, EPOCHS, ROUNDS, STARTS = 192, 32, 3, 3, 2
 CPU = torch.device("cpu")
 
 

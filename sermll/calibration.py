@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from sermll.errors import DataError
@@ -157,6 +156,8 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
         return float(-log_softmax(told / np.exp(log_temperature), axis=1)[rows, labels].mean())
 
     # It has no second minimum: it is convex in 1 / temperature.
+    from scipy.optimize import minimize_scalar  # half a second to load, which every command would wait for
+
     found: Any = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x)) if loss(found.x) < loss(0.0) - 1e-12 else 1.0
 

@@ -211,11 +211,16 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
         return
     tables = _Rest.while_waiting(_tables(jobs[1:], make))
     made = 0
-    with ThreadPoolExecutor(1) as starting:
-        first = starting.submit(next, tables)
-        while made == 0 or (made < len(jobs) and not first.done()):
-            yield from make(jobs[made])
-            made += 1
+    starting = ThreadPoolExecutor(1)
+    first = starting.submit(next, tables)
+    starting.shutdown(
+        wait=False
+    )  # its one thread ends when the first table is there, whether it is still wanted or not
+    while made == 0 or (made < len(jobs) and not first.done()):
+        yield from make(jobs[made])
+        made += 1
+    if made == len(jobs):
+        return
     # Ray Data has made some of these again, if it took long.
     for table in islice(chain([first.result()], tables), made - 1, None):
         for row in range(len(table)):

@@ -497,9 +497,13 @@ def score(system: System, batches: Iterator[Batch], num_classes: int, device: to
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Waveform, lengths and targets as tensors on the device; the waveform's memory belongs to Ray and is copied."""
+    """Waveform, lengths and targets as tensors on the device.
+
+    The waveform's memory belongs to Ray and is copied, for a GPU into pinned memory: other memory is not sent beside
+    the computation.
+    """
     return (
-        torch.tensor(batch.waveform).to(device, non_blocking=True),
+        torch.tensor(batch.waveform, pin_memory=device.type == "cuda").to(device, non_blocking=True),
         torch.from_numpy(batch.lengths).to(device, non_blocking=True),
         torch.from_numpy(batch.targets).to(device, non_blocking=True),
     )

@@ -42,7 +42,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from scipy.signal import istft, lfilter, stft
 
 from sermll.audio import SAMPLE_RATE_HZ, to_int16
 from sermll.corpora.folder import read_folder
@@ -225,6 +224,8 @@ def render(speaker: str, emotion: str, sentence: str, repetition: int) -> NDArra
     spectrum = _spectrum(pulses + breath) * _tract_gain(track, voice, style) * _gain(track.voice_db)
     spectrum += _spectrum(frication) * _frication_gain(track) * _gain(track.noise_db)
     spectrum *= _gain(style.accent_db * track.stress - style.fade_db * track.progress)
+    from scipy.signal import istft  # as below: a second to load, which every command would wait for
+
     speech = np.asarray(istft(spectrum, SAMPLE_RATE_HZ, nperseg=_WINDOW, noverlap=_WINDOW - _HOP)[1])
 
     background = _unit_power(_smooth_noise(samples, 0.8, generator))
@@ -342,6 +343,8 @@ def _frication_gain(track: _Track) -> FloatArray:
 
 def _spectrum(waveform: FloatArray) -> NDArray[np.complex128]:
     """Short-time spectrum, (frequencies, frames): frame k is centred on sample k * _HOP."""
+    from scipy.signal import stft
+
     return stft(waveform, SAMPLE_RATE_HZ, nperseg=_WINDOW, noverlap=_WINDOW - _HOP)[2]
 
 
@@ -352,6 +355,8 @@ def _unit_power(waveform: FloatArray) -> FloatArray:
 
 def _smooth_noise(length: int, smoothness: float, generator: np.random.Generator) -> FloatArray:
     """White noise through a one-pole low pass; `smoothness` is the pole, from 0 (white) to below 1."""
+    from scipy.signal import lfilter
+
     return np.asarray(lfilter([1.0], [1.0, -smoothness], generator.standard_normal(length)))
 
 
