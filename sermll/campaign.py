@@ -24,7 +24,7 @@ from sermll.config import Experiment, Section, read_yaml, resolve, validate, wit
 from sermll.errors import ConfigError, SermllError
 from sermll.files import place, write_json
 from sermll.loop import FoldJob
-from sermll.results import finished_folds, gather
+from sermll.results import finished_folds, gather, gathered
 from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.store import store
@@ -288,7 +288,7 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], tuple[Any, Path]]) 
         cell["failed"] = {str(fold): why.splitlines()[0] for fold, why in folds.items() if fold in cell["folds"]}
     write_json(campaign.folder / "campaign.json", description)
     for folder in dict.fromkeys(run.folder for run in plan.runs):
-        if finished_folds(folder):
+        if finished_folds(folder) and not gathered(folder):
             gather(folder)
     store(campaign.folder)
     found, page = build(campaign.folder)

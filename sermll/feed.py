@@ -6,7 +6,7 @@ Data turns into padded batches, in order, ahead of the training step, and throug
 
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ class FoldData:
         return cls(
             key=key,
             files=prepared.files,
-            names=prepared.table.select(["id", "speaker", "corpus", "audio_sha256"]),
+            # In one piece: pieces are parts of shared buffers, and each would be sent with all of its buffer.
+            names=prepared.table.select(["id", "speaker", "corpus", "audio_sha256"]).combine_chunks(),
             shard=prepared.table["shard"].to_numpy(),
             row=prepared.table["row"].to_numpy(),
             num_samples=prepared.num_samples,
@@ -202,6 +203,8 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     ]
     if not jobs:
         return
+    # Names are most of a fold's bytes, and batches have none: every stream would put them into the object store again.
+    feed = replace(feed, of=replace(feed.of, names=feed.of.names.schema.empty_table()))
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)

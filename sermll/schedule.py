@@ -7,6 +7,7 @@ and left, and the others go on. Lanes of several workers are placed as a whole o
 for each other.
 """
 
+import resource
 import shutil
 import threading
 import time
@@ -29,6 +30,8 @@ from sermll.progress import Progress
 POLL_S = 0.5
 LOOK_AGAIN_S = 10.0
 """How often the cluster is asked whether it has grown."""
+SPARE_FILES = 1000
+"""Open files beside the locks: Ray's connections, libraries, results."""
 LOCK = ".driver"
 """In a fold's folder: held by the command that trains it."""
 FAREWELL_S = 15.0
@@ -123,9 +126,28 @@ def train_jobs(
     if not work:
         return {}
     with ExitStack() as held:
+        _allow_open_files(len(work))
         for job, _ in work:
             _hold(job, held)
         return _train_held(work, title, scratch, watch)
+
+
+def _allow_open_files(locks: int) -> None:
+    """Let this process hold so many locks, each an open file; many systems allow 1024 unless asked.
+
+    Raises:
+        TrainingError: the system allows fewer.
+    """
+    needed = locks + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise TrainingError(
+            f"{locks} folds need {needed} open files, and this system allows {hard} (`ulimit -Hn`); have that raised, "
+            "or run the campaign in parts, with fewer values of an axis at a time"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _hold(job: FoldJob, held: ExitStack) -> None:
@@ -187,11 +209,16 @@ def _train_group(
     )
     gpus, at_once = room(resources)
     epochs = [len(job.history()) for job in jobs]
+    sizes: dict[int, int] = {}
     failures: dict[FoldJob, str] = {}
     lanes: dict[int, _Lane] = {}
     opened, ended, looked_at = 0, 0, time.monotonic()
 
     def advance(number: int) -> None:
+        size = jobs[number].history_bytes
+        if sizes.get(number) == size:  # it grows with every epoch, and reading it takes a hundred times as long
+            return
+        sizes[number] = size
         history = jobs[number].history()
         if len(history) > epochs[number]:
             progress.advance(len(history) - epochs[number], _news(jobs[number], history))

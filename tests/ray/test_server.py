@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from machines import until
-from runs import change, write_campaign, write_run
+from runs import with_models, write_campaign, write_run
 from servers import PASSWORD, Mlflow, Postgres, database, postgres
 
 from sermll.config import Experiment, to_yaml
@@ -45,17 +45,6 @@ def mlflow(base: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def finished(folder: Path, **settings: Any) -> Path:
     """A finished run with the files that are sent."""
     return with_models(write_run(folder, epochs=EPOCHS, **settings))
-
-
-def with_models(run: Path) -> Path:
-    for fold in run.glob("fold-*"):
-        best = fold / "checkpoints" / "epoch-3"
-        best.mkdir(parents=True)
-        (best / "model.safetensors").write_bytes(f"weights of {run.name} {fold.name}".encode() * 5000)
-        change(fold / "result.json", best_checkpoint="checkpoints/epoch-3")
-        if not (run / "predictions_last.parquet").exists():
-            (run / "predictions_last.parquet").write_bytes((run / "predictions.parquet").read_bytes())
-    return run
 
 
 def everything(server: Mlflow, name: str) -> dict[tuple[str, str], Any]:
