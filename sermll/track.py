@@ -124,9 +124,14 @@ class _Server:
 def _patience(timeout_s: int) -> Iterator[None]:
     """How MLflow's client behaves with a server that is away, unless the user's environment says so.
 
-    Its own retries take minutes, and may make a run twice; ours know what was asked for.
+    Its own retries take minutes, and may make a run twice; ours know what was asked for. The addresses that it prints
+    hold the password, if there is one.
     """
-    given = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
+    given = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
     ours = {name: value for name, value in given.items() if name not in os.environ}
     os.environ.update(ours)
     try:

@@ -55,8 +55,9 @@ def everything(server: Mlflow, name: str) -> dict[tuple[str, str], Any]:
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    names = {run.info.run_id: run.info.run_name for run in runs}
-    found = {(names.get(run.data.tags.get("mlflow.parentRunId"), ""), run.info.run_name): run for run in runs}
+    names = {run.info.run_id: str(run.info.run_name) for run in runs}
+    above = {run.info.run_id: names.get(run.data.tags.get("mlflow.parentRunId") or "", "") for run in runs}
+    found = {(above[run.info.run_id], names[run.info.run_id]): run for run in runs}
     assert len(found) == len(runs)
     return found
 
@@ -147,7 +148,7 @@ def test_the_server_dies_in_the_middle_of_a_run_and_comes_back(
 
     monkeypatch.setattr(track, "RETRY_S", 5.0)
     monkeypatch.setattr(track, "SYNC_S", 1.0)
-    epochs = 60
+    epochs = 300  # the server takes many of them to come back
     experiment = settings(
         "fold=0", f"optim.epochs={epochs}", f"tracking.mlflow={mlflow.uri}", "tracking.experiment=dies"
     )
