@@ -119,7 +119,7 @@ def find_leaks(fold: Fold, table: pa.Table) -> list[Leak]:
     leaks = []
     for one, other in SIDES:
         first, second = fold.rows[one], fold.rows[other]
-        shared = np.intersect1d(first, second)
+        shared = second[_among(second, first, len(table))]
         if len(shared) and len(shared) == len(first) == len(second):
             leaks.append(Leak(fold.index, "same split", (one, other), tuple(ids.take(shared).to_pylist())))
         elif len(shared):
@@ -127,13 +127,20 @@ def find_leaks(fold: Fold, table: pa.Table) -> list[Leak]:
         speakers = sorted(set(fold.speakers[one]) & set(fold.speakers[other]))
         if speakers:
             leaks.append(Leak(fold.index, "speaker", (one, other), tuple(speakers)))
-        both = np.intersect1d(audio[first], audio[second])
-        by_audio = {audio[row]: row for row in first[np.isin(audio[first], both)].tolist()}
-        pairs = [(by_audio[audio[row]], row) for row in second[np.isin(audio[second], both)].tolist()]
+        heard = second[_among(audio[second], audio[first], len(table))]
+        by_audio = {audio[row]: row for row in first.tolist()} if len(heard) else {}
+        pairs = [(by_audio[audio[row]], row) for row in heard.tolist()]
         copies = tuple(f"{ids[a]} = {ids[b]}" for a, b in pairs if a != b and a not in shared)
         if copies:
             leaks.append(Leak(fold.index, "audio", (one, other), copies))
     return leaks
+
+
+def _among(numbers: np.ndarray, others: np.ndarray, count: int) -> np.ndarray:
+    """Bool by place: which of some numbers below `count` are among others; much quicker than sorting them."""
+    marked = np.zeros(count, bool)
+    marked[others] = True
+    return marked[numbers]
 
 
 def check_classes(fold: Fold, labels: np.ndarray, classes: Sequence[str]) -> None:
