@@ -6,7 +6,7 @@ BENCH_PYTHON ?= $(VENV)/python
 SERMLL_CORPORA ?= corpora
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo matrix-small test unit ray cluster-test check fmt audio bench bench-gpu bench-campaign clean
+.PHONY: setup demo matrix-small test unit ray cluster-test check fmt audio bench bench-gpu bench-campaign audit clean
 
 setup: .venv/installed  ## make .venv and install everything, pinned
 .venv/installed: pyproject.toml constraints.txt
@@ -56,6 +56,9 @@ check: setup  ## format, lint, types, floors
 	$(VENV)/ruff check .
 	$(VENV)/pyright --pythonpath $(VENV)/python
 	$(VENV)/lint-imports
+
+audit: setup  ## known vulnerabilities of the pinned packages; asks an advisory service on the internet
+	$(VENV)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 fmt: setup  ## format the code
 	$(VENV)/ruff format .

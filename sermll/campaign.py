@@ -24,13 +24,13 @@ from sermll.config import Experiment, Section, read_yaml, resolve, validate, wit
 from sermll.errors import ConfigError, SermllError
 from sermll.files import write_json
 from sermll.loop import FoldJob
-from sermll.results import finished_folds, gather
+from sermll.results import finished_folds, gather, gathered
 from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.storage import address, place
 from sermll.store import store
 from sermll.tally import read as read_campaign
-from sermll.track import CampaignTracker, Tracker
+from sermll.track import CampaignTracker
 from sermll.train import Designs, Run
 
 SHOWN_FAULTS = 10
@@ -274,49 +274,26 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], tuple[Any, Path]]) 
     campaign.folder.mkdir(parents=True, exist_ok=True)
     write_json(campaign.folder / "campaign.json", description)
     read_campaign(campaign.folder)  # cells that turn out to be one run are told before they are trained
-    record = _Record.of(plan)
+    cells = zip(campaign.cells, plan.runs, strict=True)
+    tracker = CampaignTracker.of(
+        campaign.folder, ((cell.experiment, run.folder, cell.run_labels) for cell, run in cells)
+    )
     failures: dict[FoldJob, str] = {}
     # The first fold of every cell comes before the second of any, so that a campaign that is cut short compares all.
     work = {(str(run.folder), job.fold): (job, data) for run in plan.runs for job, data in run.unfinished}
     ordered = sorted(work.values(), key=lambda pair: (pair[0].fold, pair[0].settings["seed"]))
     if ordered:
         with connected():
-            failures = train_jobs(ordered, campaign.name, campaign.folder / ".lanes", record.watch)
+            failures = train_jobs(ordered, campaign.name, campaign.folder / ".lanes", tracker.watch)
     for cell, run in zip(description["cells"], plan.runs, strict=True):
         folds = {job.fold: why for job, why in failures.items() if Path(job.folder).parent == run.folder}
         cell["failed"] = {str(fold): why.splitlines()[0] for fold, why in folds.items() if fold in cell["folds"]}
     write_json(campaign.folder / "campaign.json", description)
     for folder in dict.fromkeys(run.folder for run in plan.runs):
-        if finished_folds(folder):
+        if finished_folds(folder) and not gathered(folder):
             gather(folder)
     store(campaign.folder)
     found, page = build(campaign.folder)
     told = tuple(f"{job.title}: {why.splitlines()[0]}" for job, why in failures.items())
-    faults = record.finish()
+    faults = tracker.finish()
     return Outcome(campaign.folder, found, page, len(plan.runs), sum(plan.done), told, faults)
-
-
-@dataclass(frozen=True)
-class _Record:
-    """MLflow's view of a campaign: one run above the cells' runs."""
-
-    trackers: dict[Path, Tracker]
-    campaign: CampaignTracker
-
-    @classmethod
-    def of(cls, plan: Plan) -> "_Record":
-        campaign = CampaignTracker.of(plan.campaign.cells[0].experiment, plan.campaign.folder)
-        trackers = {}
-        for cell, run in zip(plan.campaign.cells, plan.runs, strict=True):
-            trackers[run.folder] = Tracker.of(cell.experiment, run.folder, campaign, cell.run_labels)
-        return cls(trackers, campaign)
-
-    def watch(self, running: list[FoldJob], ended: list[FoldJob]) -> None:
-        """Send the epochs of the folds in training, and of those that have just ended."""
-        for folder in dict.fromkeys(Path(job.folder).parent for job in [*running, *ended]):
-            self.trackers[folder].sync()
-
-    def finish(self) -> str | None:
-        """Send results and files; returns what went wrong first."""
-        faults = [tracker.finish() for folder, tracker in self.trackers.items() if finished_folds(folder)]
-        return next((fault for fault in [*faults, self.campaign.finish()] if fault), None)

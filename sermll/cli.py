@@ -253,10 +253,10 @@ def _parser() -> argparse.ArgumentParser:
         verbs,
         "track",
         _track,
-        "send a run's results to MLflow, when its server was away or another should have them",
+        "send results to MLflow, when its server was away or another should have them",
         "sermll track runs/ravdess-0123456789ab --uri http://mlflow:5000",
     )
-    track.add_argument("run_dir", type=_place, metavar="RUN", help="folder printed by `sermll train`")
+    track.add_argument("folder", type=_place, metavar="FOLDER", help="of a run, a campaign or a search")
     track.add_argument("--uri", help="MLflow URI; default: the run's own, else MLFLOW_TRACKING_URI")
 
     ui = _verb(verbs, "ui", _ui, "MLflow's pages for the runs of a folder, in a browser", "sermll ui --port 5000")
@@ -487,7 +487,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from sermll.config import parse_overrides
+    from sermll.config import parse_overrides, without_password
     from sermll.search import run_search
     from sermll.search_page import text
     from sermll.search_plan import load_search, plan_text
@@ -496,13 +496,18 @@ def _search(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(plan_text(search))
         if not options.json:
-            print(f"next: {' '.join(['sermll search', str(options.search), *options.overrides])}")
+            print(
+                f"next: {' '.join(['sermll search', str(options.search), *map(without_password, options.overrides)])}"
+            )
         return 0
     outcome = run_search(search)
     print(text(outcome.found))
     print(f"page: {outcome.page}")
     if outcome.not_tracked:
-        print(f"MLflow has not got everything ({outcome.not_tracked}); the same command sends it", file=sys.stderr)
+        said = (
+            f"MLflow does not have everything ({outcome.not_tracked}); sermll track {address(outcome.folder)} sends it"
+        )
+        print(said, file=sys.stderr)
     if options.json:
         _print_json(outcome.as_json())
     elif outcome.best:
@@ -544,7 +549,9 @@ def _cells(
     print(f"campaign {address(outcome.folder)}")
     print(f"page     {outcome.page}")
     if outcome.not_tracked:
-        print(f"MLflow does not have everything ({outcome.not_tracked}); the same command sends it")
+        print(
+            f"MLflow does not have everything ({outcome.not_tracked}); sermll track {address(outcome.folder)} sends it"
+        )
     if options.json:
         _print_json(told(outcome))
     if outcome.failures:
@@ -640,12 +647,12 @@ def _predict(options: argparse.Namespace) -> int:
 def _track(options: argparse.Namespace) -> int:
     from sermll.track import upload
 
-    fault = upload(options.run_dir, options.uri)
+    fault = upload(options.folder, options.uri)
     if fault:
-        raise SermllError(f"MLflow did not take the results ({fault}); the run's folder is complete, try again later")
-    print(f"MLflow has everything of {address(options.run_dir)}")
+        raise SermllError(f"MLflow did not take the results ({fault}); the folder is complete, try again later")
+    print(f"MLflow has everything of {address(options.folder)}")
     if options.json:
-        _print_json({"run_dir": address(options.run_dir), "complete": True})
+        _print_json({"run_dir": address(options.folder), "complete": True})
     return 0
 
 

@@ -25,8 +25,9 @@ Kind = TypeVar("Kind", bound="Section")
 
 
 def without_password(url: str) -> str:
-    """A URL that may be written and shown: user and password are replaced by ***."""
-    return re.sub(r"://[^/@\s]*:[^/@\s]*@", "://***@", url)
+    """A URL, or a text with some, that may be written and shown: user and password are replaced by ***."""
+    shown = re.sub(r"://[^/@\s]*:(?:[^/\s]*|[^@\s]*)@", "://***@", url)
+    return re.sub(r"([?&][^=&\s]*password=)[^&\s]+", r"\1***", shown, flags=re.IGNORECASE)
 
 
 class Section(BaseModel):

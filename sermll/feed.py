@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -64,7 +64,8 @@ class FoldData:
         return cls(
             key=key,
             files=prepared.files,
-            names=prepared.table.select(["id", "speaker", "corpus", "audio_sha256"]),
+            # In one piece: pieces are parts of shared buffers, and each would be sent with all of its buffer.
+            names=prepared.table.select(["id", "speaker", "corpus", "audio_sha256"]).combine_chunks(),
             shard=prepared.table["shard"].to_numpy(),
             row=prepared.table["row"].to_numpy(),
             num_samples=prepared.num_samples,
@@ -209,13 +210,13 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
         for job in jobs:
             yield from make(job)
         return
+    # Names are most of a fold's bytes, and batches have none: every stream would put them into the object store again.
+    feed = replace(feed, of=replace(feed.of, names=feed.of.names.schema.empty_table()))
     tables = _Rest.while_waiting(_tables(jobs[1:], make))
     made = 0
     starting = ThreadPoolExecutor(1)
     first = starting.submit(next, tables)
-    starting.shutdown(
-        wait=False
-    )  # its one thread ends when the first table is there, whether it is still wanted or not
+    starting.shutdown(wait=False)  # its one thread ends when the first table is there, wanted or not
     while made == 0 or (made < len(jobs) and not first.done()):
         yield from make(jobs[made])
         made += 1

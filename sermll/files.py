@@ -11,6 +11,7 @@ import yaml
 from sermll.errors import DataError
 from sermll.storage import fetch, partial, send
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as quick, where PyYAML has it
 CHECKPOINTS = "checkpoints"
 """Folder in a fold's folder."""
 FRESH_S = 10.0
@@ -69,4 +70,4 @@ def read_yaml(path: Path) -> Any:  # anything YAML holds
         DataError: it is missing or damaged.
     """
     with naming(path):
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)

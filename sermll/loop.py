@@ -57,6 +57,13 @@ class FoldJob:
         """Whether its result is there."""
         return (Path(self.folder) / "result.json").exists()
 
+    @property
+    def history_bytes(self) -> int:
+        """Size of the history's file; 0: there is none."""
+        path = Path(self.folder) / "history.json"
+        fetch(path, max_age_s=LOOK_AGAIN_S)
+        return path.stat().st_size if path.exists() else 0
+
     def history(self) -> list[dict[str, Any]]:
         """What each finished epoch gave."""
         path = Path(self.folder) / "history.json"

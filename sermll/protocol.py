@@ -114,25 +114,33 @@ def make_folds(protocol: Protocol, table: pa.Table, named: Mapping[str, Groups],
 
 def find_leaks(fold: Fold, table: pa.Table) -> list[Leak]:
     """Everything that stands on two sides of a fold: utterances, speakers, recordings under two names."""
-    ids = np.array(table["id"].to_pylist(), dtype=object)
-    audio = np.array(table["audio_sha256"].to_pylist(), dtype=object)
+    ids = table["id"]
+    audio = table["audio_sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
     leaks = []
     for one, other in SIDES:
         first, second = fold.rows[one], fold.rows[other]
-        shared = np.intersect1d(first, second)
+        shared = second[_among(second, first, len(table))]
         if len(shared) and len(shared) == len(first) == len(second):
-            leaks.append(Leak(fold.index, "same split", (one, other), tuple(ids[shared])))
+            leaks.append(Leak(fold.index, "same split", (one, other), tuple(ids.take(shared).to_pylist())))
         elif len(shared):
-            leaks.append(Leak(fold.index, "utterance", (one, other), tuple(ids[shared])))
+            leaks.append(Leak(fold.index, "utterance", (one, other), tuple(ids.take(shared).to_pylist())))
         speakers = sorted(set(fold.speakers[one]) & set(fold.speakers[other]))
         if speakers:
             leaks.append(Leak(fold.index, "speaker", (one, other), tuple(speakers)))
-        by_audio = {audio[row]: row for row in first}
-        pairs = [(by_audio[audio[row]], row) for row in second if audio[row] in by_audio]
+        heard = second[_among(audio[second], audio[first], len(table))]
+        by_audio = {audio[row]: row for row in first.tolist()} if len(heard) else {}
+        pairs = [(by_audio[audio[row]], row) for row in heard.tolist()]
         copies = tuple(f"{ids[a]} = {ids[b]}" for a, b in pairs if a != b and a not in shared)
         if copies:
             leaks.append(Leak(fold.index, "audio", (one, other), copies))
     return leaks
+
+
+def _among(numbers: np.ndarray, others: np.ndarray, count: int) -> np.ndarray:
+    """Bool by place: which of some numbers below `count` are among others; much quicker than sorting them."""
+    marked = np.zeros(count, bool)
+    marked[others] = True
+    return marked[numbers]
 
 
 def check_classes(fold: Fold, labels: np.ndarray, classes: Sequence[str]) -> None:

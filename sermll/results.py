@@ -73,6 +73,16 @@ def finished_folds(run_dir: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda result: result["fold"])
 
 
+def gathered(run_dir: Path) -> bool:
+    """Whether the run's numbers are those of the folds that are finished now."""
+    summary = run_dir / "metrics.json"
+    if not summary.exists() or not (run_dir / DEV_PREDICTIONS).exists():
+        return False
+    written = summary.stat().st_mtime_ns
+    results = {path: path.stat().st_mtime_ns for path in run_dir.glob("fold-*/result.json")}
+    return len(read_json(summary)["folds"]) == len(results) and max(results.values(), default=written) < written
+
+
 def gather(run_dir: Path) -> dict[str, Any]:
     """Join the finished folds: predictions of all, and metrics.json from their counts.
 

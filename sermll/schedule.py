@@ -8,6 +8,7 @@ for each other. A lane whose number of workers may change is begun anew when nod
 batches are the plans' whatever that number is, so only who makes them changes.
 """
 
+import resource
 import threading
 import time
 from collections import Counter, deque
@@ -31,6 +32,8 @@ LOOK_AGAIN_S = 10.0
 """How often the cluster is asked whether it has grown."""
 RESIZE_S = 30.0
 """How long a lane works at least before it takes more workers: the epoch in hand is begun again."""
+SPARE_FILES = 1000
+"""Open files beside the locks: Ray's connections, libraries, results."""
 LOCK = ".driver"
 """In a fold's folder: held by the command that trains it."""
 FAREWELL_S = 15.0
@@ -160,9 +163,28 @@ def train_jobs(
     if not work:
         return {}
     with ExitStack() as held:
+        _allow_open_files(len(work))
         for job, _ in work:
             _hold(job, held)
         return _train_held(work, title, scratch, watch)
+
+
+def _allow_open_files(locks: int) -> None:
+    """Let this process hold so many locks, each an open file; many systems allow 1024 unless asked.
+
+    Raises:
+        TrainingError: the system allows fewer.
+    """
+    needed = locks + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise TrainingError(
+            f"{locks} folds need {needed} open files, and this system allows {hard} (`ulimit -Hn`); have that raised, "
+            "or run the campaign in parts, with fewer values of an axis at a time"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _hold(job: FoldJob, held: ExitStack) -> None:
@@ -224,11 +246,16 @@ def _train_group(
     )
     gpus, at_once = room(resources)
     epochs = [len(job.history()) for job in jobs]
+    sizes: dict[int, int] = {}
     failures: dict[FoldJob, str] = {}
     lanes: dict[int, _Lane] = {}
     opened, ended, heard, looked_at = 0, 0, 0, time.monotonic()
 
     def advance(number: int) -> None:
+        size = jobs[number].history_bytes
+        if sizes.get(number) == size:  # it grows with every epoch, and reading it takes a hundred times as long
+            return
+        sizes[number] = size
         history = jobs[number].history()
         if len(history) > epochs[number]:
             progress.advance(len(history) - epochs[number], _news(jobs[number], history))

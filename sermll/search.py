@@ -256,6 +256,7 @@ def _describe(search: Search, studies: list[dict[str, Any]], final: dict[str, An
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": {"version": __version__, **code_version()},
         "experiment": file.experiment,
+        "settings": search.experiment.model_dump(mode="json"),
         "title": design.prepared.manifest["title"],
         "classes": list(design.classes),
         "protocol": design.folds.name,

@@ -91,9 +91,14 @@ class Jobs:
             The job's id.
 
         Raises:
-            ConfigError: the code is too large, or a variable looks like a secret.
+            ConfigError: the code is too large, or a variable or the command holds a secret.
         """
         environment = _checked(variables) | {ROOT: root}
+        if any(without_password(word) != word for word in arguments):
+            raise ConfigError(
+                "the command holds a password, and whoever sees the cluster's jobs would see it; leave it out of "
+                "the URL and set it on the nodes: PGPASSWORD for PostgreSQL, MLFLOW_TRACKING_PASSWORD for MLflow"
+            )
         name = f"{arguments[0]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
         with tempfile.TemporaryDirectory(prefix="sermll-") as staged:
             stage(folder, Path(staged))

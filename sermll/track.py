@@ -1,8 +1,9 @@
 """The only writer to MLflow. Everything it sends is read from the run's folder, so that it can be sent again.
 
 One parent run per experiment run, one child per fold; a campaign's run stands above those of its cells.
-`<run>/mlflow.json` remembers what the server has; a server that is away is tried again later and, at the end, by
-`sermll track RUN`.
+`<run>/mlflow.json` remembers what each server has. It is written before a run is asked for and before metrics get their
+times, so that what is sent again, because the answer was lost, is the same to the server and is not there twice. A
+server that is away is tried again later and, at the end, by `sermll track FOLDER`.
 """
 
 import json
@@ -11,20 +12,32 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sermll.config import Experiment, flatten, without_password
 from sermll.errors import ConfigError, DataError
-from sermll.files import fetch_run, read_json, read_yaml, write_json
-from sermll.results import read_model_settings
-from sermll.storage import address, origin, place
+from sermll.files import fetch_run, naming, read_json, read_yaml, write_json
+from sermll.loop import FoldJob
+from sermll.results import finished_folds, read_model_settings
+from sermll.storage import address, locked, origin, place
 
 RETRY_S = 60.0
 SYNC_S = 5.0
 """Epochs are sent together: what is shorter than this would cost the training beside it more than it tells."""
+SHARE = 0.2
+"""Of the driver's time, what sending may take while folds are trained."""
+ANSWER_S, UPLOAD_S = 10, 300
+"""How long a server may take to answer: to small questions, and at the end, when it may hand large files on."""
+LAST_TRIES_S = (0.0, 1.0, 4.0)
+"""Pauses before the tries at the end, for a server that is just being started again."""
+BATCH = 1000
+"""The most metrics that one call may carry."""
 NOT_PARAMS = ("resources", "tracking")
+Json = dict[str, Any]
 
 
 def _uri(experiment: Experiment, runs: Path) -> str | None:
@@ -45,104 +58,244 @@ def default_uri(runs: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
 
 
-class _Sender:
-    """What MLflow has of a folder, and the way there."""
+class _Server:
+    """A store, the way there, and how it went lately. Those of a campaign share one."""
 
-    def __init__(self, folder: Path, uri: str | None, experiment: str) -> None:
-        """`uri` None: tracking is off."""
-        self._folder, self._uri, self._experiment = folder, uri, experiment
-        self._fault: str | None = None
-        self._tried_at = -RETRY_S
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.fault: str | None = None
+        self._gone = False
+        self._rest_until = 0.0
         self._ready: Any = None
 
-    def _attempt(self, send: Callable[[], Any]) -> None:
-        self._tried_at = time.monotonic()
-        try:
-            send()
-            self._fault = None
-        except Exception as error:  # whatever a server or its client raises, training goes on and the user is told
-            said = str(error).strip().partition(chr(10))[0]
-            self._fault = f"{type(error).__name__}: {without_password(said)}"
+    @property
+    def file(self) -> Path | None:
+        """The file of a SQLite store."""
+        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
 
     def client(self) -> Any:  # mlflow is loaded when first needed
-        """The connection to the server."""
+        """The connection; opened, and a SQLite file's tables made, at the first call."""
         if self._ready is None:
-            # A server that is away should cost seconds, not the minutes of MLflow's own retries.
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             from mlflow import MlflowClient
 
             for name in ("mlflow", "alembic"):  # their own setup of logging runs on import
                 logging.getLogger(name).setLevel(logging.ERROR)
-            self._ready = MlflowClient(tracking_uri=self._uri)
+            client = MlflowClient(tracking_uri=self.uri)
+            if self.file:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            # Two that make the tables of one file at the same time stumble over each other.
+            with locked(self.file.with_name(f".{self.file.name}.lock")) if self.file else nullcontext():
+                client.search_experiments(max_results=1)
+            self._ready = client
         return self._ready
 
-    def _memory(self) -> dict[str, Any]:
-        """What the server at this URI already has."""
+    @property
+    def due(self) -> bool:
+        """Whether it may be asked for something that can wait."""
+        return time.monotonic() >= self._rest_until
+
+    def send(self, send: Callable[[], None]) -> bool:
+        """Send what can be sent again later; returns whether it went well."""
+        began = time.monotonic()
+        sent = self._try(send, ANSWER_S)
+        took = time.monotonic() - began
+        self._rest_until = time.monotonic() + (took * (1 / SHARE - 1) if sent else RETRY_S)
+        return sent
+
+    def send_at_last(self, send: Callable[[], None]) -> str | None:
+        """Send at the end; returns what went wrong. A server that is gone is not asked again."""
+        for pause in () if self._gone else LAST_TRIES_S:
+            time.sleep(pause)
+            if self.fault and not self._try(self._ask, ANSWER_S):
+                self._gone = pause == LAST_TRIES_S[-1]
+                continue
+            if self._try(send, UPLOAD_S):
+                return None
+        return self.fault
+
+    def _ask(self) -> None:
+        self.client().search_experiments(max_results=1)
+
+    def _try(self, send: Callable[[], None], timeout_s: int) -> bool:
+        try:
+            with _patience(timeout_s):
+                send()
+            self.fault = None
+        except Exception as error:  # whatever a server or its client raises, training goes on and the user is told
+            said = str(error).strip().partition(chr(10))[0]
+            self.fault = f"{type(error).__name__}: {without_password(said)}"
+        return self.fault is None
+
+
+@contextmanager
+def _patience(timeout_s: int) -> Iterator[None]:
+    """How MLflow's client behaves with a server that is away, unless the user's environment says so.
+
+    Its own retries take minutes, and may make a run twice; ours know what was asked for. The addresses that it prints
+    hold the password, if there is one.
+    """
+    given = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    ours = {name: value for name, value in given.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
+
+
+class _Sender:
+    """What MLflow has of a folder."""
+
+    def __init__(self, folder: Path, server: _Server | None, experiment: str) -> None:
+        """`server` None: tracking is off."""
+        self._folder, self._server, self._experiment = folder, server, experiment
+        self._known: Json = {}
+
+    @contextmanager
+    def _remembering(self, *, wait: bool = True) -> Iterator[None]:
+        """Hold the folder's memory of the server; of several commands one sends at a time."""
+        with locked(self._folder / ".mlflow.lock", wait=wait) as held:
+            if not held:
+                raise DataError(f"{self._folder}: another command is sending it")
+            path = self._folder / "mlflow.json"
+            known = read_json(path) if path.exists() else {}
+            self._known = known.get(self._name, {"runs": {}, "asked": {}})
+            yield
+
+    def _remember(self) -> None:
         path = self._folder / "mlflow.json"
-        memory = read_json(path) if path.exists() else {}
-        uri = without_password(self._uri or "")
-        return memory if memory.get("uri") == uri else {"uri": uri, "runs": {}}
+        write_json(path, (read_json(path) if path.exists() else {}) | {self._name: self._known})
 
-    def _remember(self, memory: dict[str, Any]) -> None:
-        write_json(self._folder / "mlflow.json", memory)
+    @property
+    def _name(self) -> str:
+        return without_password(self._server.uri if self._server else "")
 
-    def _experiment_id(self, client: Any, memory: dict[str, Any]) -> str:
-        if "experiment_id" not in memory:
-            found = client.get_experiment_by_name(self._experiment)
-            if found is None:
-                local = self._uri is not None and self._uri.startswith("sqlite:")
-                place = (self._folder.parent / "mlflow-artifacts").as_uri() if local else None
-                memory["experiment_id"] = client.create_experiment(self._experiment, artifact_location=place)
-            else:
-                memory["experiment_id"] = found.experiment_id
-        return memory["experiment_id"]
+    @property
+    def _client(self) -> Any:
+        assert self._server is not None
+        return self._server.client()
+
+    def _experiment_id(self) -> str:
+        if "experiment_id" not in self._known:
+            found = self._client.get_experiment_by_name(self._experiment)
+            self._known["experiment_id"] = found.experiment_id if found else self._new_experiment()
+        return self._known["experiment_id"]
+
+    def _new_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        # A server knows where files go; beside a database they lie with the runs.
+        served = self._server is None or self._server.uri.startswith(("http", "databricks"))
+        place = None if served else (self._folder.parent / "mlflow-artifacts").as_uri()
+        try:
+            return self._client.create_experiment(self._experiment, artifact_location=place)
+        except MlflowException as error:
+            found = self._client.get_experiment_by_name(self._experiment)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return found.experiment_id  # another command was quicker
+
+    def _run(self, name: str, tags: Callable[[], Mapping[str, str]], **facts: Any) -> Json:
+        """What MLflow has of the run `name`, which is created if need be; `facts` are remembered of a new one."""
+        if name in self._known["runs"]:
+            return self._known["runs"][name]
+        experiment, key = self._experiment_id(), self._known["asked"].get(name)
+        found = []
+        if key:  # no answer came, but the server may have made it
+            found = self._client.search_runs([experiment], f"tags.`sermll.key` = '{key}'", max_results=1)
+        else:
+            key = self._known["asked"][name] = uuid.uuid4().hex
+            self._remember()
+        told = {**tags(), "sermll.key": key}
+        made = found[0] if found else self._client.create_run(experiment, run_name=name, tags=told)
+        self._known["runs"][name] = {"run": made.info.run_id, "at_ms": {}, **facts}
+        del self._known["asked"][name]
+        self._remember()
+        return self._known["runs"][name]
+
+    def _log(self, run: Json, values: Mapping[str, Mapping[str, float]], steps: Mapping[str, int]) -> None:
+        """Send metrics in groups, each with a step and a time of its own; the same again are the same to MLflow."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        if new := [group for group in values if group not in run["at_ms"]]:
+            run["at_ms"] |= dict.fromkeys(new, now_ms)
+            self._remember()
+        metrics = [
+            Metric(key, float(value), run["at_ms"][group], steps[group])
+            for group, found in values.items()
+            for key, value in found.items()
+        ]
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(run["run"], metrics=metrics[start : start + BATCH])
 
 
 class CampaignTracker(_Sender):
-    """The MLflow run above the runs of a campaign's cells: its table, page and pictures."""
+    """The MLflow run above the runs of a campaign's cells: its table, page and pictures; and those runs."""
+
+    def __init__(self, folder: Path, server: _Server | None, experiment: str) -> None:
+        """`folder` of the campaign."""
+        super().__init__(folder, server, experiment)
+        self._cells: dict[Path, Tracker] = {}
 
     @classmethod
-    def of(cls, experiment: Experiment, folder: Path) -> "CampaignTracker":
-        """The tracker of a campaign whose cells are like `experiment`."""
+    def of(cls, folder: Path, cells: Iterable[tuple[Experiment, Path, Mapping[str, str]]]) -> "CampaignTracker":
+        """The tracker of a campaign whose cells have these settings, run folders and labels."""
+        cells = list(cells)
+        experiment = cells[0][0]
         uri = _uri(experiment, folder.parent)
-        return cls(folder, uri, experiment.tracking.experiment or experiment.name)
+        tracker = cls(folder, _Server(uri) if uri else None, experiment.tracking.experiment or experiment.name)
+        for settings, run_dir, labels in cells:
+            name = settings.tracking.experiment or settings.name
+            tracker._cells[run_dir] = Tracker(run_dir, tracker._server, name, tracker, labels)
+        return tracker
+
+    def watch(self, running: Sequence[FoldJob], ended: Sequence[FoldJob]) -> None:
+        """Send the epochs of folds in training, and of those that have just ended; who waited longest comes first."""
+        folders = dict.fromkeys(Path(job.folder).parent for job in [*running, *ended])
+        for tracker in sorted((self._cells[folder] for folder in folders), key=lambda tracker: tracker.looked_at):
+            tracker.sync()
 
     def run(self) -> str:
         """MLflow's id of the campaign; it is created if need be."""
-        memory = self._memory()
-        if "campaign" not in memory["runs"]:
-            told = read_json(self._folder / "campaign.json")
-            tags = {
-                "sermll.campaign": told["name"],
-                "sermll.version": told["code"]["version"],
-                "sermll.commit": str(told["code"]["commit"]),
-                "sermll.dirty": str(told["code"]["dirty"]),
-                **{f"sermll.axis.{axis}": ", ".join(values)[:5000] for axis, values in told["axes"].items()},
-            }
-            experiment = self._experiment_id(self.client(), memory)
-            created = self.client().create_run(experiment, run_name=self._folder.name, tags=tags)
-            memory["runs"]["campaign"] = created.info.run_id
-            self._remember(memory)
-        return memory["runs"]["campaign"]
+        if self._folder.name not in self._known.get("runs", {}):
+            with self._remembering():
+                self._run(self._folder.name, self._tags)
+        return self._known["runs"][self._folder.name]["run"]
+
+    def _tags(self) -> Mapping[str, str]:
+        told = read_json(self._folder / "campaign.json")
+        return {
+            "sermll.campaign": told["name"],
+            "sermll.version": told["code"]["version"],
+            "sermll.commit": str(told["code"]["commit"]),
+            "sermll.dirty": str(told["code"]["dirty"]),
+            **{f"sermll.axis.{axis}": ", ".join(values)[:5000] for axis, values in told["axes"].items()},
+        }
 
     def finish(self) -> str | None:
-        """Send the table, the page and the pictures; returns what went wrong, None if nothing did."""
-        if self._uri is None:
+        """Send results, files and, last, the campaign's own; returns what went wrong first, None if nothing did."""
+        if self._server is None:
             return None
-        self._attempt(self._send)
-        return self._fault
+        faults = [tracker.finish() for folder, tracker in self._cells.items() if finished_folds(folder)]
+        return next((fault for fault in [*faults, self._server.send_at_last(self._send)] if fault), None)
 
     def _send(self) -> None:
-        client, run = self.client(), self.run()
-        told = read_json(self._folder / "campaign.json")
-        asked = {(cell["run_dir"], fold) for cell in told["cells"] for fold in cell["folds"]}
-        done = sum((place(folder) / f"fold-{fold}" / "result.json").exists() for folder, fold in asked)
-        for name, value in {"cells": len(told["cells"]), "folds": len(asked), "folds_finished": done}.items():
-            client.log_metric(run, name, value)
-        client.log_artifact(run, str(self._folder / "campaign.json"))
-        client.log_artifacts(run, str(self._folder / "report"), "report")
-        client.set_terminated(run)
+        run = self.run()
+        with self._remembering():
+            told = read_json(self._folder / "campaign.json")
+            asked = {(cell["run_dir"], fold) for cell in told["cells"] for fold in cell["folds"]}
+            done = sum((place(folder) / f"fold-{fold}" / "result.json").exists() for folder, fold in asked)
+            counts = {"cells": len(told["cells"]), "folds": len(asked), "folds_finished": done}
+            self._log(self._known["runs"][self._folder.name], {f"{counts}": counts}, {f"{counts}": 0})
+            self._client.log_artifact(run, str(self._folder / "campaign.json"))
+            self._client.log_artifacts(run, str(self._folder / "report"), "report")
+            self._client.set_terminated(run)
 
 
 class SearchTracker(_Sender):
@@ -152,68 +305,60 @@ class SearchTracker(_Sender):
     def of(cls, experiment: Experiment, folder: Path) -> "SearchTracker":
         """The tracker of a search for settings of `experiment`."""
         uri = _uri(experiment, folder.parent)
-        return cls(folder, uri, experiment.tracking.experiment or experiment.name)
+        return cls(folder, _Server(uri) if uri else None, experiment.tracking.experiment or experiment.name)
 
     def finish(self) -> str | None:
         """Send what search.json says and the page; returns what went wrong, None if nothing did."""
-        if self._uri is None:
-            return None
-        self._attempt(self._send)
-        return self._fault
+        return self._server.send_at_last(self._send) if self._server else None
 
     def _send(self) -> None:
-        client, memory = self.client(), self._memory()
         told = read_json(self._folder / "search.json")
-        experiment = self._experiment_id(client, memory)
-        if "search" not in memory["runs"]:
-            tags = {
-                "sermll.search": told["name"],
-                "sermll.sampler": told["sampler"],
-                "sermll.pruner": told["pruner"],
-                "sermll.protocol": told["protocol"],
-                "sermll.version": told["code"]["version"],
-                "sermll.commit": str(told["code"]["commit"]),
-                "sermll.dirty": str(told["code"]["dirty"]),
-                **{f"sermll.space.{name}"[:250]: words[:5000] for name, words in told["space"].items()},
-            }
-            memory["runs"]["search"] = client.create_run(experiment, run_name=self._folder.name, tags=tags).info.run_id
-            self._remember(memory)
-        above = memory["runs"]["search"]
-        for study in told["studies"]:
-            for trial in study["trials"]:
-                name = f"fold {'-'.join(map(str, study['test_folds']))} trial {trial['number']}"
-                if trial["state"] != "RUNNING" and name not in memory["runs"]:
-                    memory["runs"][name] = self._send_trial(client, experiment, above, told, name, trial)
-                    self._remember(memory)
-        if told["final"]:
-            for row in ("searched", "defaults"):
-                client.log_metric(above, f"test_ua_{row}", told["final"][row]["value"])
-        client.log_artifact(above, str(self._folder / "search.json"))
-        client.log_artifacts(above, str(self._folder / "report"), "report")
-        client.set_terminated(above)
+        tags = {
+            "sermll.search": told["name"],
+            "sermll.sampler": told["sampler"],
+            "sermll.pruner": told["pruner"],
+            "sermll.protocol": told["protocol"],
+            "sermll.version": told["code"]["version"],
+            "sermll.commit": str(told["code"]["commit"]),
+            "sermll.dirty": str(told["code"]["dirty"]),
+            **{f"sermll.space.{name}"[:250]: words[:5000] for name, words in told["space"].items()},
+        }
+        with self._remembering():
+            above = self._run(self._folder.name, lambda: tags)
+            for study in told["studies"]:
+                for trial in study["trials"]:
+                    name = f"fold {'-'.join(map(str, study['test_folds']))} trial {trial['number']}"
+                    if trial["state"] != "RUNNING":
+                        self._send_trial(above["run"], told, name, trial)
+            if told["final"]:
+                scores = {f"test_ua_{row}": told["final"][row]["value"] for row in ("searched", "defaults")}
+                self._log(above, {f"{scores}": scores}, {f"{scores}": 0})
+            self._client.log_artifact(above["run"], str(self._folder / "search.json"))
+            self._client.log_artifacts(above["run"], str(self._folder / "report"), "report")
+            self._client.set_terminated(above["run"])
 
-    def _send_trial(
-        self, client: Any, experiment: str, above: str, told: dict[str, Any], name: str, trial: dict[str, Any]
-    ) -> str:
-        from mlflow.entities import Metric, Param
+    def _send_trial(self, above: str, told: Json, name: str, trial: Json) -> None:
+        from mlflow.entities import Param
 
         tags = {
             "mlflow.parentRunId": above,
             "sermll.search": told["name"],
             "sermll.trial": str(trial["number"]),
             "sermll.state": trial["state"],
-            **({"sermll.note": trial["note"]} if trial["note"] else {}),
+            **({"sermll.note": trial["note"][:5000]} if trial["note"] else {}),
         }
-        run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        now = int(time.time() * 1000)
+        run = self._run(name, lambda: tags, sent=False)
+        if run["sent"]:
+            return
         aims = zip(told["objectives"], trial["values"] or [], strict=False)
         found = {**{aim["name"]: value for aim, value in aims}, **(trial["all"] or {})}
-        metrics = [Metric(key, value, now, 0) for key, value in found.items()]
-        metrics += [Metric("dev_ua_so_far", value, now, step) for step, value in trial["intermediate"]]
+        reached = {str(step): {"dev_ua_so_far": value} for step, value in trial["intermediate"]}
+        self._log(run, {"end": found, **reached}, {"end": 0, **{step: int(step) for step in reached}})
         params = [Param(key, str(value)[:6000]) for key, value in trial["settings"].items()]
-        client.log_batch(run, metrics=metrics[:1000], params=params[:100])
-        client.set_terminated(run, {"FAIL": "FAILED", "PRUNED": "KILLED"}.get(trial["state"], "FINISHED"))
-        return run
+        self._client.log_batch(run["run"], params=params[:100])
+        self._client.set_terminated(run["run"], {"FAIL": "FAILED", "PRUNED": "KILLED"}.get(trial["state"], "FINISHED"))
+        run["sent"] = True
+        self._remember()
 
 
 class Tracker(_Sender):
@@ -222,108 +367,79 @@ class Tracker(_Sender):
     def __init__(
         self,
         run_dir: Path,
-        uri: str | None,
+        server: _Server | None,
         experiment: str,
         campaign: CampaignTracker | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """`campaign`: what the run belongs to, with its `labels` there."""
-        super().__init__(run_dir, uri, experiment)
+        super().__init__(run_dir, server, experiment)
         self._campaign, self._labels = campaign, labels or {}
         self._sizes: dict[str, int] = {}
+        self.looked_at = -SYNC_S
 
     @classmethod
-    def of(
-        cls,
-        experiment: Experiment,
-        run_dir: Path,
-        campaign: CampaignTracker | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> "Tracker":
+    def of(cls, experiment: Experiment, run_dir: Path) -> "Tracker":
         """The tracker that an experiment asks for."""
         uri = _uri(experiment, run_dir.parent)
-        return cls(run_dir, uri, experiment.tracking.experiment or experiment.name, campaign, labels)
-
-    def client(self) -> Any:
-        """The connection to the server; a campaign's runs share one."""
-        return self._campaign.client() if self._campaign else super().client()
+        return cls(run_dir, _Server(uri) if uri else None, experiment.tracking.experiment or experiment.name)
 
     def sync(self) -> None:
         """Send what is new, now and then. A failure is tried again a minute later; it never stops training."""
-        if self._uri is None or time.monotonic() - self._tried_at < (RETRY_S if self._fault else SYNC_S):
+        if self._server is None or not self._server.due or time.monotonic() - self.looked_at < SYNC_S:
             return
         sizes = {str(path): path.stat().st_size for path in self._folder.glob("fold-*/*.json")}
-        if sizes == self._sizes:
-            return
-        self._attempt(lambda: self._send(artifacts=False))
-        if self._fault is None:
+        if sizes != self._sizes and self._server.send(lambda: self._send(artifacts=False)):
             self._sizes = sizes
+        self.looked_at = time.monotonic()
 
     def finish(self) -> str | None:
         """Send everything, files included; returns what went wrong, None if nothing did."""
-        if self._uri is None:
-            return None
-        self._attempt(lambda: self._send(artifacts=True))
-        return self._fault
+        return self._server.send_at_last(lambda: self._send(artifacts=True)) if self._server else None
 
     def _send(self, *, artifacts: bool) -> None:
-        client, memory = self.client(), self._memory()
-        run = read_json(self._folder / "run.json")
-        settings = read_yaml(self._folder / "config.yaml")
-        self._experiment_id(client, memory)
         above = self._campaign.run() if self._campaign else None
-        parent = self._known(client, memory, run, settings, self._folder.name, above)
-        if above and memory.get("campaign") != above:  # it was begun by itself, or by another campaign
-            client.set_tag(parent["run"], "mlflow.parentRunId", above)
-            memory["campaign"] = above
-            self._remember(memory)
-        for folder in sorted(self._folder.glob("fold-*"), key=lambda path: int(path.name[5:])):
-            if (folder / "history.json").exists():
-                fold = self._known(client, memory, run, settings, folder.name, parent["run"], folder.name[5:])
-                self._send_fold(client, memory, fold, folder, artifacts=artifacts)
-        if artifacts:
-            self._send_summary(client, memory, parent)
+        with self._remembering(wait=artifacts):
+            told = read_json(self._folder / "run.json"), read_yaml(self._folder / "config.yaml")
+            parent = self._described(*told, self._folder.name, above)
+            if above and self._known.get("campaign") != above:  # it was begun by itself, or by another campaign
+                self._client.set_tag(parent["run"], "mlflow.parentRunId", above)
+                self._known["campaign"] = above
+                self._remember()
+            for folder in sorted(self._folder.glob("fold-*"), key=lambda path: int(path.name[5:])):
+                if (folder / "history.json").exists():
+                    fold = self._described(*told, folder.name, parent["run"], folder.name[5:])
+                    self._send_fold(fold, folder, artifacts=artifacts)
+            if artifacts:
+                self._send_summary(parent)
 
-    def _known(
-        self,
-        client: Any,
-        memory: dict[str, Any],
-        run: dict[str, Any],
-        settings: dict[str, Any],
-        name: str,
-        parent: str | None,
-        fold: str | None = None,
-    ) -> dict[str, Any]:
+    def _described(self, run: Json, settings: Json, name: str, above: str | None, fold: str | None = None) -> Json:
         """What MLflow has of the run or fold `name`; it is created, with parameters, tags and data set, if need be."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        if name not in memory["runs"]:
-            tags = {
-                "sermll.run_id": run["run_id"],
-                "sermll.data_hash": run["data"]["data_hash"],
-                "sermll.corpus": run["data"]["corpus"],
-                "sermll.protocol": run["protocol"]["name"],
-                "sermll.protocol_hash": run["protocol"]["hash"],
-                "sermll.leaks": str(len(run["protocol"]["leaks"])),
-                "sermll.version": run["code"]["version"],
-                "sermll.commit": str(run["code"]["commit"]),
-                "sermll.dirty": str(run["code"]["dirty"]),
-                "sermll.seed": str(settings["seed"]),
-                **{f"sermll.{axis}": value for axis, value in self._labels.items()},
-            }
-            if parent is not None:
-                tags["mlflow.parentRunId"] = parent
-            if fold is not None:
-                tags["sermll.fold"] = fold
-            created = client.create_run(memory["experiment_id"], run_name=name, tags=tags)
-            memory["runs"][name] = {"run": created.info.run_id, "described": False, "epochs": 0, "finished": 0}
-            self._remember(memory)
-        known = memory["runs"][name]
+        tags = {
+            "sermll.run_id": run["run_id"],
+            "sermll.data_hash": run["data"]["data_hash"],
+            "sermll.corpus": run["data"]["corpus"],
+            "sermll.protocol": run["protocol"]["name"],
+            "sermll.protocol_hash": run["protocol"]["hash"],
+            "sermll.leaks": str(len(run["protocol"]["leaks"])),
+            "sermll.version": run["code"]["version"],
+            "sermll.commit": str(run["code"]["commit"]),
+            "sermll.dirty": str(run["code"]["dirty"]),
+            "sermll.seed": str(settings["seed"]),
+            **{f"sermll.{axis}": value for axis, value in self._labels.items()},
+            **({"mlflow.parentRunId": above} if above is not None else {}),
+            **({"sermll.fold": fold} if fold is not None else {}),
+        }
+        known = self._run(name, lambda: tags, described=False, epochs=0, finished=0)
         if not known["described"]:
             params = flatten({key: value for key, value in settings.items() if key not in NOT_PARAMS})
             if fold is not None:
                 params["fold"] = fold
-            client.log_batch(known["run"], params=[Param(key, str(value)) for key, value in params.items()])
+            self._client.log_batch(
+                known["run"], params=[Param(key, str(value)[:6000]) for key, value in params.items()]
+            )
             data = run["data"]
             dataset = Dataset(
                 name=data["corpus"],
@@ -332,35 +448,26 @@ class Tracker(_Sender):
                 source=json.dumps({"uri": " + ".join(data["paths"])}),
                 profile=json.dumps({"utterances": data["utterances"], "hours": data["hours"], **data["counts"]}),
             )
-            client.log_inputs(known["run"], [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+            self._client.log_inputs(
+                known["run"], [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+            )
             known["described"] = True
-            self._remember(memory)
+            self._remember()
         return known
 
-    def _send_fold(
-        self,
-        client: Any,
-        memory: dict[str, Any],
-        fold: dict[str, Any],
-        folder: Path,
-        *,
-        artifacts: bool,
-    ) -> None:
+    def _send_fold(self, fold: Json, folder: Path, *, artifacts: bool) -> None:
         """Epochs that MLflow does not have; with `artifacts`, the results and files of a finished fold."""
-        from mlflow.entities import Metric
-
         history = read_json(folder / "history.json")
-        now_ms = int(time.time() * 1000)
-        values = [
-            Metric(key, float(value), now_ms, row["epoch"] + 1)
-            for row in history[fold["epochs"] :]
-            for key, value in row.items()
-            if key != "epoch" and isinstance(value, int | float)
-        ]
-        for start in range(0, len(values), 1000):  # the most that one call may carry
-            client.log_batch(fold["run"], metrics=values[start : start + 1000])
-        fold["epochs"] = max(fold["epochs"], len(history))
-        self._remember(memory)
+        if len(history) > fold["epochs"]:
+            epochs = {
+                str(row["epoch"] + 1): {
+                    key: value for key, value in row.items() if key != "epoch" and isinstance(value, int | float)
+                }
+                for row in history[fold["epochs"] :]
+            }
+            self._log(fold, epochs, {epoch: int(epoch) for epoch in epochs})
+            fold["epochs"] = len(history)
+            self._remember()
         if not artifacts or fold["finished"] or not (folder / "result.json").exists():
             return
         result = read_json(folder / "result.json")
@@ -369,23 +476,23 @@ class Tracker(_Sender):
         finals = {f"test_{name}": row[name] for name in ("ua", "wa", "macro_f1")}
         finals |= {f"test_last_{name}": value for name, value in row["last"].items()}
         finals |= {"best_epoch": row["best_epoch"] + 1, "seconds": row["seconds"]}
-        client.log_batch(fold["run"], metrics=[Metric(key, float(value), now_ms, 0) for key, value in finals.items()])
+        self._log(fold, {"end": finals}, {"end": 0})
         for name in ("history.json", "result.json", "predictions.parquet", "predictions_last.parquet"):
-            client.log_artifact(fold["run"], str(folder / name))
+            self._client.log_artifact(fold["run"], str(folder / name))
         best = folder / result["best_checkpoint"]
-        client.log_artifact(fold["run"], str(best / "model.safetensors"), "model")
+        self._client.log_artifact(fold["run"], str(best / "model.safetensors"), "model")
         for name in ("config.yaml", "run.json"):  # what the weights need to be used
-            client.log_artifact(fold["run"], str(self._folder / name), "model")
-        client.set_terminated(fold["run"])
+            self._client.log_artifact(fold["run"], str(self._folder / name), "model")
+        self._client.set_terminated(fold["run"])
         fold["finished"] = 1
-        self._remember(memory)
+        self._remember()
 
-    def _send_summary(self, client: Any, memory: dict[str, Any], parent: dict[str, Any]) -> None:
+    def _send_summary(self, parent: Json) -> None:
         """Scores over the finished folds and the report; sent again when more folds have finished."""
-        from mlflow.entities import Metric
-
         summary = read_json(self._folder / "metrics.json")
-        now_ms = int(time.time() * 1000)
+        done = len(summary["folds"])
+        if parent["finished"] == done:
+            return
         values = {
             f"test_{prefix}{name}{suffix}": estimate[part]
             for prefix, estimates in (("", summary["selected"]), ("last_", summary.get("last", {})))
@@ -393,41 +500,54 @@ class Tracker(_Sender):
             for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             if estimate[part] is not None
         }
-        values["folds"] = len(summary["folds"])
-        done = len(summary["folds"])
-        if parent["finished"] == done:
-            return
-        client.log_batch(parent["run"], metrics=[Metric(key, float(v), now_ms, done) for key, v in values.items()])
-        for name in (
-            "config.yaml",
-            "run.json",
-            "metrics.json",
-            "predictions.parquet",
-            "predictions_last.parquet",
-        ):
-            client.log_artifact(parent["run"], str(self._folder / name))
+        self._log(parent, {f"{done} folds": values | {"folds": done}}, {f"{done} folds": done})
+        for name in ("config.yaml", "run.json", "metrics.json", "predictions.parquet", "predictions_last.parquet"):
+            self._client.log_artifact(parent["run"], str(self._folder / name))
         if (self._folder / "report").is_dir():  # a campaign has one page for all its runs
-            client.log_artifacts(parent["run"], str(self._folder / "report"), "report")
+            self._client.log_artifacts(parent["run"], str(self._folder / "report"), "report")
         if summary["complete"]:
-            client.set_terminated(parent["run"])
+            self._client.set_terminated(parent["run"])
         parent["finished"] = done
-        self._remember(memory)
+        self._remember()
 
 
-def upload(run_dir: Path, uri: str | None) -> str | None:
-    """Send a run's results to MLflow again, or to another server; returns what went wrong, None if nothing did.
+def upload(folder: Path, uri: str | None) -> str | None:
+    """Send the results of a run, a campaign or a search to MLflow again, or to another server.
+
+    Returns:
+        What went wrong, None if nothing did.
 
     Raises:
-        DataError: the folder is not a run.
+        DataError: the folder is none of them, or none that has come to its end.
     """
-    run_dir = run_dir.absolute()
-    fetch_run(run_dir)
-    if not (run_dir / "metrics.json").exists():
-        raise DataError(f"{address(run_dir)}: no metrics.json; give the folder of a finished `sermll train`")
-    settings = read_model_settings(run_dir)
-    if uri is not None:
-        settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"mlflow": uri})})
-    return Tracker.of(settings, run_dir).finish()
+    folder = folder.absolute()
+    fetch_run(folder)
+
+    def there(settings: Experiment) -> Experiment:
+        tracking = settings.tracking.model_copy(update={"mlflow": uri} if uri is not None else {})
+        return settings.model_copy(update={"tracking": tracking})
+
+    if (folder / "metrics.json").exists():
+        return Tracker.of(there(read_model_settings(folder)), folder).finish()
+    if (folder / "search.json").exists():
+        told = read_json(folder / "search.json")
+        with naming(folder / "search.json"):
+            settings = Experiment.model_validate(told["settings"])
+        return SearchTracker.of(there(settings), folder).finish()
+    if (folder / "campaign.json").exists():
+        found = []
+        for cell in read_json(folder / "campaign.json")["cells"]:
+            run_dir = place(cell["run_dir"])
+            fetch_run(run_dir)
+            if (run_dir / "metrics.json").exists():
+                labels = {axis: value for axis, value in cell["labels"].items() if axis != "fold"}
+                found.append((there(read_model_settings(run_dir)), run_dir, labels))
+        if found:
+            return CampaignTracker.of(folder, found).finish()
+    raise DataError(
+        f"{address(folder)}: no metrics.json; give the folder of a finished `sermll train`, `sermll run`, "
+        "`sermll matrix` or `sermll search`"
+    )
 
 
 def serve(runs: Path, port: int) -> int:

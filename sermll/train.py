@@ -76,6 +76,8 @@ class Designs:
 
     _opened: dict[str, Design] = field(default_factory=dict)
     _folds: dict[tuple[str, int], FoldData] = field(default_factory=dict)
+    _verified: set[str] = field(default_factory=set)
+    _begun: dict[Path, dict[str, list[Path]]] = field(default_factory=dict)
 
     def of(self, experiment: Experiment) -> Design:
         """The design of an experiment, checked."""
@@ -85,7 +87,9 @@ class Designs:
             design = Design.of(experiment.data, experiment.protocol)
             _chosen(experiment, design.folds)
             design.check(experiment.protocol)
-            design.prepared.verify()
+            if design.prepared.path not in self._verified:  # reads every shard
+                design.prepared.verify()
+                self._verified.add(design.prepared.path)
             self._opened[key] = design
         return self._opened[key]
 
@@ -96,6 +100,19 @@ class Designs:
             rows = design.folds.folds[index].rows
             self._folds[key] = FoldData.of(f"{design.hash}/fold-{index}", design.prepared, design.labelled, rows)
         return self._folds[key]
+
+    def folder(self, experiment: Experiment, name: str) -> Path:
+        """Where a run lies: a run is its id, so one that was begun under another name goes on there."""
+        runs = place(experiment.tracking.runs).absolute()
+        if runs not in self._begun:  # once: a campaign asks for thousands
+            self._begun[runs] = {}
+            for begun in names(runs):
+                self._begun[runs].setdefault(begun.rpartition("-")[2], []).append(runs / begun)
+        own = runs / f"{experiment.name}-{name}"
+        candidates = dict.fromkeys([own, *self._begun[runs].get(name, [])])
+        for folder in candidates:
+            fetch_run(folder)
+        return next((folder for folder in candidates if (folder / "run.json").exists()), own)
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,7 @@ class Run:
         """
         design = designs.of(experiment)
         name = run_id(experiment, design.hash)
-        folder = _folder(experiment, name)
+        folder = designs.folder(experiment, name)
         settings = experiment.model_dump(mode="json")
         jobs = []
         for index in _chosen(experiment, design.folds):
@@ -169,17 +186,6 @@ class Run:
             write_json(self.folder / "run.json", description)
         except OSError as error:
             raise SermllError(f"{self.folder}: cannot be written ({error}); give another tracking.runs") from None
-
-
-def _folder(experiment: Experiment, name: str) -> Path:
-    """Where a run lies: a run is its id, so one that was begun under another name goes on there."""
-    runs = place(experiment.tracking.runs).absolute()
-    own = f"{experiment.name}-{name}"
-    begun = [own, *(other for other in names(runs) if other.endswith(f"-{name}") and other != own)]
-    for other in begun:
-        fetch_run(runs / other)
-    begun = [other for other in begun if (runs / other / "run.json").exists()]
-    return runs / (own if own in begun or not begun else begun[0])
 
 
 def _chosen(experiment: Experiment, folds: Folds) -> list[int]:

@@ -1,6 +1,8 @@
 """The board that hands folds to lanes: each is ended once, lost ones wait again, a bounded number of times."""
 
 import os
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -86,3 +88,15 @@ def test_a_fold_is_trained_by_one_command_at_a_time(tmp_path: Path) -> None:
             _hold(job, second)
     with ExitStack() as later:
         _hold(job, later)
+
+
+def test_locks_beyond_the_soft_limit_of_open_files_are_allowed_and_beyond_the_hard_one_are_named() -> None:
+    script = (
+        "import resource; from sermll.schedule import _allow_open_files, SPARE_FILES\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, SPARE_FILES + 500))\n"
+        "_allow_open_files(400); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES)\n"
+        "_allow_open_files(600)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "400"
+    assert "600 folds need" in done.stderr and "`ulimit -Hn`" in done.stderr

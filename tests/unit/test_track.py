@@ -1,0 +1,125 @@
+"""What MLflow is sent again because an answer was lost; who is not asked again; passwords. SQLite is the server."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import with_models, write_campaign, write_run
+
+from sermll import track
+from sermll.config import without_password
+from sermll.errors import DataError
+from sermll.files import read_json
+from sermll.storage import locked
+from sermll.track import Tracker, upload
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One file for all: its tables take seconds to make."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(track, "LAST_TRIES_S", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("lost", ["create_experiment", "create_run", "log_batch", "log_inputs", "log_artifact"])
+def test_an_answer_that_was_lost_makes_nothing_twice(
+    lost: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    settings = {"tracking.experiment": f"lost {lost}"}
+    run = with_models(write_run(tmp_path / "demo-x", groups=(("a", "b"),), epochs=3, overrides=settings))
+    asked = 0
+
+    def unheard(self: MlflowClient, *words: Any, **named: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        answer = does(self, *words, **named)
+        if asked in (1, 3):
+            raise ConnectionError("the line was cut")
+        return answer
+
+    does = getattr(MlflowClient, lost)
+    monkeypatch.setattr(MlflowClient, lost, unheard)
+    for _ in range(2):  # again: nothing is new
+        assert upload(run, uri) is None
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(f"lost {lost}")
+    assert experiment is not None and asked
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {"demo-x", "fold-0"} and len(client.search_runs([experiment.experiment_id])) == 2
+    history = client.get_metric_history(runs["fold-0"].info.run_id, "dev_ua")
+    assert sorted(metric.step for metric in history) == [1, 2, 3]
+    for name, metric in (("demo-x", "test_ua"), ("fold-0", "test_ua")):
+        assert len(client.get_metric_history(runs[name].info.run_id, metric)) == 1
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def test_each_server_is_remembered_by_itself(uri: str, tmp_path: Path) -> None:
+    run = with_models(write_run(tmp_path / "demo-x", groups=(("a", "b"),), epochs=2))
+    assert upload(run, uri) is None
+    held = read_json(run / "mlflow.json")
+    assert upload(run, "http://127.0.0.1:9") is not None
+    assert upload(run, uri) is None
+    assert held.keys() == {uri} and read_json(run / "mlflow.json")[uri] == held[uri]
+
+
+def test_a_server_that_is_gone_is_not_asked_for_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = {"seed": [str(seed) for seed in range(6)]}
+    campaign = write_campaign(tmp_path / "runs", axes, lambda _: {"groups": (("a", "b"),), "epochs": 2})
+    for run in (tmp_path / "runs").glob("demo-*"):
+        with_models(run)
+    asked = 0
+
+    def ask(server: Any) -> None:
+        nonlocal asked
+        asked += 1
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(track._Server, "client", ask)
+    assert upload(campaign, "http://127.0.0.1:9") == "ConnectionError: nobody there"
+    assert asked == 3
+
+
+def test_while_training_a_folder_that_another_sends_is_left_and_a_fault_rests(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sermll.results import read_model_settings
+
+    monkeypatch.setattr(track, "SYNC_S", 0.0)
+    monkeypatch.setattr(track, "RETRY_S", 0.3)
+    run = write_run(tmp_path / "demo-x", groups=(("a", "b"),), epochs=2, overrides={"tracking.mlflow": uri})
+    tracker = Tracker.of(read_model_settings(run), run)
+    with locked(run / ".mlflow.lock"):
+        tracker.sync()
+    tracker.sync()  # too soon
+    assert not (run / "mlflow.json").exists()
+    time.sleep(0.4)
+    tracker.sync()
+    assert read_json(run / "mlflow.json")[uri]["runs"]["fold-0"]["epochs"] == 2
+
+
+def test_what_is_no_result_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no metrics\.json; give the folder of a finished"):
+        upload(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:s3cret@h:5000/x", "http://***@h:5000/x"),
+        ("postgresql://me:s3@cret@h/x", "postgresql://***@h/x"),
+        ("postgresql://me:s3/cret@h/x", "postgresql://***@h/x"),
+        ("postgresql:///x?host=/tmp&password=s3cret&user=me", "postgresql:///x?host=/tmp&password=***&user=me"),
+        ("postgresql+psycopg2://me@h/x", "postgresql+psycopg2://me@h/x"),
+        ("at http://h:5000/x and http://me:s3cret@h", "at http://h:5000/x and http://***@h"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown
