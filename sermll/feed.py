@@ -260,6 +260,7 @@ def _tables(
         num_cpus=0,
         concurrency=DATA_TASKS,
         label_selector=here(),
+        fallback_strategy=[{"label_selector": {}}],  # a node with notice to go takes no new tasks
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
