@@ -191,7 +191,8 @@ class _Sender:
 
         # A server knows where files go; beside a database they lie with the runs.
         served = self._server is None or self._server.uri.startswith(("http", "databricks"))
-        place = None if served else (self._folder.parent / "mlflow-artifacts").as_uri()
+        beside = self._folder.parent / "mlflow-artifacts"
+        place = None if served else origin(beside) or beside.as_uri()
         try:
             return self._client.create_experiment(self._experiment, artifact_location=place)
         except MlflowException as error:
