@@ -42,6 +42,7 @@ audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them
 
 bench: setup  ## measurements beside other libraries, 15 minutes on two cores; writes benchmarks/results
 	$(VENV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps audiomentations
 	$(VENV)/python benchmarks/cpu.py
 
 bench-gpu:  ## the same on one GPU, 8 minutes; with BENCH_PYTHON, no .venv is needed, only torch and what sermll's model imports
