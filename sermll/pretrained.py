@@ -378,7 +378,7 @@ def _biased_attention(
     hidden_states: Tensor,
     attention_mask: Tensor,
     position_bias: Tensor | None = None,
-    **_: Any,
+    **_options: Any,
 ) -> tuple[Tensor, None, Tensor]:
     """WavLM's attention by torch's fused kernel, the gated bias made in one pass in the precision of the queries.
 

@@ -314,18 +314,18 @@ WITHOUT_DROPOUT = dict.fromkeys(
 @pytest.mark.parametrize("kind", ["wavlm-group", "wavlm-layer"])
 @pytest.mark.parametrize("lengths", [(4000, 4000), LENGTHS], ids=["whole", "padded"])
 def test_wavlms_gradients_equal_those_of_transformers(kind: str, lengths: tuple[int, ...], tmp_path: Path) -> None:
-    """In float32 to 5e-5 of a parameter's largest, the position bias and its gates among them."""
+    """In float32 to 1e-4 of a parameter's largest, the position bias and its gates among them."""
     folder = save(kind, tmp_path, **WITHOUT_DROPOUT, apply_spec_augment=False)
     waves, ours = utterances(lengths), encoder(folder)
     frames, _ = ours(*batch(waves))
-    frames.square().sum().backward()
+    frames.pow(3).sum().backward()
     theirs, extractor = (
         of.from_pretrained(folder) for of in (transformers.AutoModel, transformers.AutoFeatureExtractor)
     )
     for wave in waves:
         wave = np.pad(wave, (0, max(0, 400 - len(wave))))
         inputs = extractor(wave, sampling_rate=16_000, return_tensors="pt").input_values
-        theirs.train()(inputs).last_hidden_state.square().sum().backward()
+        theirs.train()(inputs).last_hidden_state.pow(3).sum().backward()
     wanted = dict(theirs.encoder.layers.named_parameters())
     compared = 0
     for name, parameter in ours.backbone.layers.named_parameters():
@@ -333,7 +333,7 @@ def test_wavlms_gradients_equal_those_of_transformers(kind: str, lengths: tuple[
             continue
         gradient, expected = parameter.grad, wanted[name].grad
         assert gradient is not None and expected is not None, name
-        torch.testing.assert_close(gradient, expected, rtol=0, atol=5e-5 * float(expected.abs().max()), msg=name)
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-4 * float(expected.abs().max()), msg=name)
         compared += "rel_attn_embed" in name or "gru_rel_pos" in name
     assert compared == 1 + 3 * LAYERS
 
