@@ -274,7 +274,7 @@ def _add_address(verb: argparse.ArgumentParser) -> None:
 def _place(text: str) -> Path:
     try:
         return place(text)
-    except StorageError as error:
+    except (ConfigError, StorageError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

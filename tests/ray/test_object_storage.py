@@ -87,7 +87,7 @@ def test_nodes_that_share_nothing_train_through_a_bucket_and_one_may_vanish(
     assert pq.read_table(run / "predictions.parquet").equals(pq.read_table(expected / "predictions.parquet"))
     assert (run / "report" / "confusion.png").stat().st_size > 1000
     # What was left on the way is gone, and a third machine can use the models.
-    assert ".lanes" not in storage.names(run)
+    assert not [name for name in storage.names(run) if name.startswith(".lanes")]
     sound = next((tiny_corpus / "wav").glob("*.wav"))
     other = {**ours, storage.CACHE: str(tmp_path / "third")}
     heard = sermll(project, "predict", f"runs/{run.name}", str(sound), "--json", **other)
