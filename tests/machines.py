@@ -92,6 +92,11 @@ class Machines:
                     found.append(process)
         return found
 
+    def node_of(self, process: psutil.Process) -> subprocess.Popen:
+        """The node that a process belongs to."""
+        (found,) = [node for node in self.nodes if node.pid == os.getsid(process.pid)]
+        return found
+
     def lose(self, node: subprocess.Popen) -> None:
         """A machine vanishes: all its processes at once."""
         os.killpg(node.pid, 9)
