@@ -201,17 +201,19 @@ class Jobs:
     @contextmanager
     def _asking(self, job: str = "") -> Iterator[None]:
         """Name what goes wrong with a question to the cluster."""
+        from ray.exceptions import AuthenticationError
+
         try:
             yield
+        except AuthenticationError:
+            raise SermllError(
+                f"{self.address} does not accept this machine's token, or there is none; put the cluster's into "
+                "~/.ray/auth_token or RAY_AUTH_TOKEN"
+            ) from None
         except (RuntimeError, OSError, ValueError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()
             if job and "does not exist" in str(error):
                 raise ConfigError(f"{self.address} has no job {job}; `sermll jobs list` shows all") from None
-            if "authentication" in str(error).lower() or "401" in said[0] or "403" in said[0]:
-                raise SermllError(
-                    f"{self.address} does not accept this machine's token; put the cluster's into ~/.ray/auth_token or "
-                    "RAY_AUTH_TOKEN_PATH"
-                ) from None
             raise SermllError(f"{self.address}: {said[0]}") from None
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from machines import RAY, Machines, machines, until
+from machines import Machines, machines, until
 from prepared import in_process, tiny_settings
 
 from sermll.config import Experiment, with_overrides
@@ -271,15 +271,10 @@ def test_a_node_that_is_about_to_go_is_left(cluster: Machines, start: Start, tin
     command = start(cluster, **{"resources.max_failures": 0, "optim.epochs": 60})
     command.mid_epoch(2)
     (trainer,) = cluster.processes("RayTrainWorker")
-    node = trainer.parent()
-    assert node is not None
-    (name,) = [word.partition("=")[2] for word in node.cmdline() if word.startswith("--node_id=")]
-    words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
-    address = f"--address=127.0.0.1:{cluster.port}"
-    subprocess.run([str(RAY), "drain-node", address, f"--node-id={name}", *words], check=True, capture_output=True)
+    gone = cluster.node_of(trainer)
+    gone.terminate()  # as Kubernetes does; `ray start --block` then says that its node will go, within half a minute
     command.wait(lambda: "has left a machine that is about to go" in command.said)
-    (gone,) = [each for each in cluster.workers if each.pid == os.getsid(node.pid)]
-    cluster.lose(gone)
+    gone.wait(60)
     said = command.end()
     assert said.count("goes on from") == 1 and "failed" not in said, said
     command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 60}))
