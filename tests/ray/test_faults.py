@@ -1,8 +1,8 @@
 """What a cluster does to a run: processes killed, nodes that come, go and hang, memory and disks that are full.
 
 After each fault the run ends by itself, or with a named error and then, once that is mended, by the same command; and
-its numbers are those of a run that nobody disturbed, trained in one process without Ray. Drivers that are killed are
-tested in test_train.py and test_campaigns.py, a node lost with the lane on it in test_jobs.py.
+its numbers are those of a run that nobody disturbed, trained in one process without Ray. Drivers that are killed on one
+node are tested in test_train.py and test_campaigns.py, a node lost with the lane on it in test_jobs.py.
 """
 
 import json
@@ -203,7 +203,13 @@ def test_processes_that_are_killed_and_one_that_hangs_for_a_while(
     command.mid_epoch(6)
     trainer.kill()
     known = len(command.history())
-    said = command.end()
+    command.mid_epoch(known + 2)
+    said = command.said
+    command.process.kill()  # the driver's
+    command.process.wait()
+    command = start(cluster)
+    command.end()
+    assert not list(command.runs.glob("tiny-*/.lanes*"))
     assert [line for line in said.splitlines() if line.startswith("fold 0: worker 0 failed: ")], said
     assert said.count("goes on from") == 1 and known >= 6, said  # the data's loss and the pause cost nothing
     command.equals(calm(tiny_data, tmp_path / "calm", {}))
@@ -233,12 +239,9 @@ def test_nodes_come_and_go_under_a_lane_that_adapts(
     command.wait(lambda: "goes on with 2 workers, 1 before" in command.said)
     known = len(command.history())
     command.mid_epoch(known + 2)
-    slow = cluster.processes("RayTrainWorker")[-1]
-    slow.suspend()
     waiting = len(command.history())
-    time.sleep(5)
+    cluster.stall(cluster.node_of(cluster.processes("RayTrainWorker")[-1]), 5)  # Ray waits for a node for longer
     assert len(command.history()) <= waiting + 1  # the other one waits for it
-    slow.resume()
     command.mid_epoch(waiting + 2)
     nodes(cluster, 1)
     said = command.end()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -174,6 +175,23 @@ def test_a_cluster_without_machines_is_asked_for_some(project: Path) -> None:
         assert done.returncode == 0, done.stdout
         assert "waiting for machines, up to 90 s" in done.stdout
     assert list((project.parent / "shared" / "runs").glob("tiny-*/metrics.json"))
+
+
+def test_traffic_between_nodes_may_be_encrypted(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = socket.gethostbyname(socket.gethostname())
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=ray"]
+    words += ["-addext", f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{address}"]
+    subprocess.run([*words, "-keyout", tmp_path / "key", "-out", tmp_path / "cert"], check=True, capture_output=True)
+    for name, file in {"SERVER_CERT": "cert", "SERVER_KEY": "key", "CA_CERT": "cert"}.items():
+        monkeypatch.setenv(f"RAY_TLS_{name}", str(tmp_path / file))
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with machines(1) as encrypted:
+        done = sermll(project, *submit(encrypted, project, "--follow", "--", "train", "x.yaml", "optim.epochs=1"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        monkeypatch.delenv("RAY_USE_TLS")
+        plain = {"RAY_ADDRESS": f"127.0.0.1:{encrypted.port}"}
+        refused = sermll(project, "train", "x.yaml", "optim.epochs=1", "seed=1", **plain)
+        assert refused.returncode == 1 and "cannot reach the cluster" in refused.stderr, refused.stderr
 
 
 def _head() -> str:

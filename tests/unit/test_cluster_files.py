@@ -270,6 +270,53 @@ def closed(schema: Any) -> Any:
     return inner
 
 
+def exactly(*required: str, **fields: Any) -> dict[str, Any]:
+    """A schema of these fields and no others; those that `required` does not name may be missing."""
+    return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
+
+
+TEXT, SWITCH, COUNT, SOME = (
+    {"type": "string"},
+    {"type": "boolean"},
+    {"type": "integer", "minimum": 0},
+    {"type": "object"},
+)
+WORDS = {"type": "object", "additionalProperties": TEXT}
+KUBERAY = {
+    "RayCluster": exactly(
+        "rayVersion",
+        "headGroupSpec",
+        "workerGroupSpecs",
+        rayVersion=TEXT,
+        authOptions=exactly("mode", mode={"enum": ["token", "disabled"]}, secretName=TEXT),
+        enableInTreeAutoscaling=SWITCH,
+        autoscalerOptions=exactly(version={"enum": ["v1", "v2"]}, idleTimeoutSeconds=COUNT),
+        headGroupSpec=exactly("rayStartParams", "template", rayStartParams=WORDS, template=exactly("spec", spec=SOME)),
+        workerGroupSpecs={
+            "type": "array",
+            "items": exactly(
+                "groupName",
+                "rayStartParams",
+                "template",
+                groupName=TEXT,
+                replicas=COUNT,
+                minReplicas=COUNT,
+                maxReplicas=COUNT,
+                rayStartParams=WORDS,
+                template=exactly("spec", spec=SOME),
+            ),
+        },
+    ),
+    "RayJob": exactly(
+        "entrypoint",
+        clusterSelector=WORDS,
+        submitterConfig=exactly(backoffLimit=COUNT),
+        entrypoint=TEXT,
+    ),
+}
+"""The fields that we use, by KubeRay's reference: what it calls them, and of what type they are."""
+
+
 def definitions() -> Iterator[dict[str, Any]]:
     """The custom resources of KubeRay, from the file that SERMLL_RAYCLUSTER_CRD names."""
     for document in yaml.safe_load_all(Path(os.environ["SERMLL_RAYCLUSTER_CRD"]).read_text(encoding="utf-8")):
@@ -280,6 +327,14 @@ def definitions() -> Iterator[dict[str, Any]]:
 def test_kuberay_takes_the_file(name: str, kind: str) -> None:
     document = documents(f"kuberay/{name}.yaml")[-1]
     assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", kind)
+    jsonschema.validate(document["spec"], KUBERAY[kind])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document["spec"] | {"rayversion": "2"}, KUBERAY[kind])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("raycluster", "RayCluster"), ("rayjob", "RayJob")])
+def test_the_definition_of_kuberay_takes_the_file(name: str, kind: str) -> None:
+    document = documents(f"kuberay/{name}.yaml")[-1]
     if "SERMLL_RAYCLUSTER_CRD" not in os.environ:
         pytest.skip("SERMLL_RAYCLUSTER_CRD names no file: kubectl get crd {rayclusters,rayjobs}.ray.io -o yaml > FILE")
     found = [item["spec"] for item in definitions() if item["spec"]["names"]["kind"] == kind]
