@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from machines import RAY, Machines, machines, until
 from prepared import recordings, tiny_settings
+from ray.util import get_node_ip_address
 
 from sermll import storage
 
@@ -178,7 +178,7 @@ def test_a_cluster_without_machines_is_asked_for_some(project: Path) -> None:
 
 
 def test_traffic_between_nodes_may_be_encrypted(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = socket.gethostbyname(socket.gethostname())
+    address = get_node_ip_address()
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=ray"]
     words += ["-addext", f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{address}"]
     subprocess.run([*words, "-keyout", tmp_path / "key", "-out", tmp_path / "cert"], check=True, capture_output=True)
