@@ -284,7 +284,7 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], tuple[Any, Path]]) 
     ordered = sorted(work.values(), key=lambda pair: (pair[0].fold, pair[0].settings["seed"]))
     if ordered:
         with connected():
-            failures = train_jobs(ordered, campaign.name, campaign.folder / ".lanes", tracker.watch)
+            failures = train_jobs(ordered, campaign.name, campaign.folder, tracker.watch)
     for cell, run in zip(description["cells"], plan.runs, strict=True):
         folds = {job.fold: why for job, why in failures.items() if Path(job.folder).parent == run.folder}
         cell["failed"] = {str(fold): why.splitlines()[0] for fold, why in folds.items() if fold in cell["folds"]}

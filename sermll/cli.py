@@ -177,7 +177,13 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "jobs", _jobs, "the jobs of a Ray cluster", "sermll jobs logs train-20261123-081500-3f2a --follow"
     )
     _add_address(jobs)
-    jobs.add_argument("what", choices=("list", "logs", "stop"), help="show all, show what one has printed, end one")
+    jobs.add_argument(
+        "what",
+        nargs="?",
+        choices=("list", "logs", "stop"),
+        default="list",
+        help="show all, as without a word; show what one has printed; end one",
+    )
     jobs.add_argument("job", nargs="?", help="the id that `sermll submit` printed")
     jobs.add_argument("--follow", action="store_true", help="logs: until it ends; exit with its exit status")
 
@@ -274,7 +280,7 @@ def _add_address(verb: argparse.ArgumentParser) -> None:
 def _place(text: str) -> Path:
     try:
         return place(text)
-    except StorageError as error:
+    except (ConfigError, StorageError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
@@ -663,17 +669,14 @@ def _submit(options: argparse.Namespace) -> int:
     if asked.verb in ("submit", "jobs", "ui"):
         raise ConfigError(f"{asked.verb} is for this machine; submit what trains, prepares or reports")
     here = Path.cwd()
-    for name in ("experiment", "campaign", "matrix", "search"):
-        file = getattr(asked, name, None)
-        if file is not None and (file.is_absolute() or not file.is_file() or here not in file.resolve().parents):
-            raise ConfigError(f"{file}: not a file below {here}, which is what is sent; give a relative path")
+    needed = _read_there(asked, here)
     missing = [name for name in options.env if name not in os.environ]
     if missing:
         raise ConfigError(f"--env {missing[0]}: not set here")
     jobs = Jobs(options.address)
     root = options.root or os.environ.get(ROOT) or str(here)
-    job = jobs.submit(options.command, here, root, {name: os.environ[name] for name in options.env})
-    print(f"job {job} at {jobs.address}")
+    job = jobs.submit(options.command, here, root, {name: os.environ[name] for name in options.env}, needed)
+    print(f"job {job} at {jobs.address}", flush=True)
     if options.follow:
         return _follow(jobs, job, options.json)
     if options.json:
@@ -681,6 +684,24 @@ def _submit(options: argparse.Namespace) -> int:
     else:
         print(f"next: sermll jobs logs {job} --follow --address {jobs.address}")
     return 0
+
+
+def _read_there(asked: argparse.Namespace, here: Path) -> list[Path]:
+    """Files below `here` that a command reads: its own, and the folds of an experiment or an audit."""
+
+    def below(file: Path) -> Path:
+        if file.is_absolute() or not file.is_file() or here not in file.resolve().parents:
+            raise ConfigError(f"{file}: not a file below {here}, which is what is sent; give a relative path")
+        return file
+
+    named = [getattr(asked, name, None) for name in ("experiment", "campaign", "matrix", "search")]
+    found = [below(file) for file in named if file is not None]
+    folds = asked.protocol if asked.verb == "audit" else ""
+    if asked.verb == "train":
+        from sermll.config import load_experiment, parse_overrides
+
+        folds = load_experiment(asked.experiment, parse_overrides(asked.overrides)).protocol.folds
+    return [*found, below(Path(folds))] if folds.endswith((".yaml", ".yml", ".json")) else found
 
 
 def _jobs(options: argparse.Namespace) -> int:
@@ -712,9 +733,13 @@ def _jobs(options: argparse.Namespace) -> int:
 
 def _follow(jobs: "Jobs", job: str, as_json: bool) -> int:
     """Show what a job prints, and give its exit status: 1 where it has none, because it was stopped."""
-    for text in jobs.follow(job):
-        print(text, end="", flush=True)
-    ended = jobs.find(job)
+    try:
+        for text in jobs.follow(job):
+            print(text, end="", flush=True)
+        ended = jobs.find(job)
+    except KeyboardInterrupt:
+        print(f"\n{jobs.goes_on(job)}; sermll jobs stop {job} ends it", file=sys.stderr)
+        return 130
     if ended.status != "SUCCEEDED":
         status = f"with exit status {ended.exit_code}" if ended.exit_code is not None else f"({ended.message})"
         why = "stopped" if ended.status == "STOPPED" else f"failed {status}"

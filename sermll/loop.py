@@ -117,18 +117,18 @@ def train_fold(
 
     averaged = copy.deepcopy(system) if settings.optim.average else None
 
-    resumed, faults = checkpoint.newest(job.checkpoints, job.run)
+    resumed, faults = _chosen(job, rank, device)
     history: list[dict[str, Any]] = []
     begun, random = Sums(), {}
-    if resumed is not None:
-        resumed.load_into(system, "model" if averaged is None else "trained")
-        if averaged is not None:
-            resumed.load_into(averaged)
-        optimizer.load_state_dict(resumed.optimizer())
-        history = resumed.notes["history"]
-        if "begun" in resumed.notes:  # it was left within the epoch after these
-            begun, random = Sums.of(resumed.notes["begun"], device), resumed.tensors(RANDOM)
-        with _storing(device):
+    with agreed(device):
+        if resumed is not None:
+            resumed.load_into(system, "model" if averaged is None else "trained")
+            if averaged is not None:
+                resumed.load_into(averaged)
+            optimizer.load_state_dict(resumed.optimizer())
+            history = resumed.notes["history"]
+            if "begun" in resumed.notes:  # it was left within the epoch after these
+                begun, random = Sums.of(resumed.notes["begun"], device), resumed.tensors(RANDOM)
             if rank == 0:  # a kill may have come between the checkpoint and this file
                 write_json(Path(job.folder) / "history.json", history)
     parallel = _parallel(system, device)
@@ -162,7 +162,7 @@ def train_fold(
                     sums = train_epoch(parallel, step, rest, settings.optim.clip_norm, device, ids, begun, leave)
                     if sums.batches < num_batches:
                         notes, states = sums.notes(), _random_states(device)
-                        with _storing(device):
+                        with agreed(device):
                             if rank == 0:
                                 _keep_begun(job, modules, optimizer, history, notes, states)
                         return faults
@@ -179,7 +179,7 @@ def train_fold(
                     row |= {"dev_loss": scores.loss(), "dev_ua": metrics.ua(counts), "dev_wa": metrics.wa(counts)}
                     row |= {name: float(row[name]) for name in ("dev_ua", "dev_wa")}
             history.append(row)
-            with _storing(device):
+            with agreed(device):
                 if rank == 0:
                     tables = {
                         name: predictions_table(job.fold, data, scored[split])
@@ -188,26 +188,45 @@ def train_fold(
                     _keep(job, modules, optimizer, history, tables)
             if stop(history) or leave():
                 return faults
-    with _storing(device):
+    with agreed(device):
         if rank == 0:
             _finish(job, time.monotonic() - started)
     return faults
 
 
 @contextmanager
-def _storing(device: torch.device) -> Iterator[None]:
-    """Where the first worker writes: all of them stop when it cannot, as no restart would mend that."""
-    fault: list[SermllError | None] = [None]
+def agreed(device: torch.device) -> Iterator[None]:
+    """What some worker may be unable to do, with files mostly: all of them stop then, as no restart would mend that."""
+    fault: SermllError | None = None
     try:
         yield
     except SermllError as error:
-        fault = [error]
+        fault = error
     except OSError as error:
-        fault = [StorageError(f"{error}; make room or mend the storage, and the same command goes on from here")]
+        fault = StorageError(f"{error}; make room or mend the storage, and the same command goes on from here")
+    told = [fault]
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(fault, device=device)
-    if fault[0] is not None:
-        raise fault[0]
+        first = torch.tensor(dist.get_rank() if fault is not None else dist.get_world_size(), device=device)
+        dist.all_reduce(first, dist.ReduceOp.MIN)
+        if int(first) < dist.get_world_size():
+            dist.broadcast_object_list(told, int(first), device=device)
+    if told[0] is not None:
+        raise told[0]
+
+
+def _chosen(job: FoldJob, rank: int, device: torch.device) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """The checkpoint that all workers go on from; the first chooses, since others may see a shared folder later."""
+    told: list[Any] = [None, []]
+    with agreed(device):
+        if rank == 0:
+            told = list(checkpoint.newest(job.checkpoints, job.run))
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(told, device=device)
+    resumed, faults = told
+    with agreed(device):
+        if rank > 0 and resumed is not None:
+            resumed = checkpoint.seen(resumed)
+    return resumed, faults
 
 
 def _keep(

@@ -87,12 +87,14 @@ def gather(run_dir: Path) -> dict[str, Any]:
     """Join the finished folds: predictions of all, and metrics.json from their counts.
 
     Raises:
-        DataError: a fold's file is missing or damaged.
+        DataError: no fold is finished, or a fold's file is missing or damaged.
     """
     fetch_run(run_dir)
     run = read_json(run_dir / "run.json")
     classes = run["data"]["classes"]
     results = finished_folds(run_dir)
+    if not results:
+        raise DataError(f"{address(run_dir)}: no fold is finished")
     tables: dict[str, pa.Table] = {}
     for name in (PREDICTIONS, LAST_PREDICTIONS, DEV_PREDICTIONS):
         parts = []

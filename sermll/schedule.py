@@ -11,9 +11,10 @@ batches are the plans' whatever that number is, so only who makes them changes.
 import resource
 import threading
 import time
+import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -21,11 +22,11 @@ from typing import Any, NamedTuple
 
 from sermll.cluster import here, room, share, summoned
 from sermll.config import Resources
-from sermll.errors import ConfigError, SermllError, TrainingError
+from sermll.errors import ConfigError, SermllError, StorageError, TrainingError
 from sermll.feed import FoldData, stream
-from sermll.loop import FoldJob, train_fold
+from sermll.loop import FoldJob, agreed, train_fold
 from sermll.progress import Progress
-from sermll.storage import locked, origin, remove
+from sermll.storage import address, locked, machine, names, origin, remove
 
 POLL_S = 0.5
 LOOK_AGAIN_S = 10.0
@@ -36,6 +37,10 @@ SPARE_FILES = 1000
 """Open files beside the locks: Ray's connections, libraries, results."""
 LOCK = ".driver"
 """In a fold's folder: held by the command that trains it."""
+SHARED_S = 10.0
+"""How long a worker looks for what the driver has made on storage that they share."""
+SCRATCH = ".lanes-"
+"""How the folders begin in which Ray Train keeps its notes, one for each command."""
 FAREWELL_S = 15.0
 """How long lanes may take to end once nothing is left to do."""
 
@@ -142,7 +147,7 @@ class _Lane:
 def train_jobs(
     work: Sequence[tuple[FoldJob, FoldData]],
     title: str,
-    scratch: Path,
+    folder: Path,
     watch: Watch,
 ) -> dict[FoldJob, str]:
     """Train folds, as many at once as the cluster holds; connected to one already.
@@ -150,7 +155,7 @@ def train_jobs(
     Args:
         work: unfinished folds with their utterances, in the order they are to be begun.
         title: for the progress bar.
-        scratch: a folder that all nodes reach and that may be deleted; Ray Train keeps its notes there.
+        folder: of the run, campaign or search, which all nodes reach; Ray Train keeps its notes in it meanwhile.
         watch: told how it goes.
 
     Returns:
@@ -166,7 +171,7 @@ def train_jobs(
         _allow_open_files(len(work))
         for job, _ in work:
             _hold(job, held)
-        return _train_held(work, title, scratch, watch)
+        return _train_held(work, title, held.enter_context(_scratch(folder)), watch)
 
 
 def _allow_open_files(locks: int) -> None:
@@ -198,6 +203,24 @@ def _hold(job: FoldJob, held: ExitStack) -> None:
         )
 
 
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder of this command's own in `folder`, while it runs; those of commands that were killed are removed."""
+    for lock in folder.glob(f"{SCRATCH}*.lock"):
+        with locked(lock, wait=False) as left:
+            if left:
+                remove(lock.with_suffix(""))
+                lock.unlink(missing_ok=True)
+    own = folder / f"{SCRATCH}{uuid.uuid4().hex[:8]}"
+    lock = own.with_suffix(".lock")
+    with locked(lock):
+        try:
+            yield own
+        finally:
+            remove(own)
+            lock.unlink(missing_ok=True)
+
+
 def _train_held(
     work: Sequence[tuple[FoldJob, FoldData]], title: str, scratch: Path, watch: Watch
 ) -> dict[FoldJob, str]:
@@ -209,14 +232,10 @@ def _train_held(
             room(shape)  # what does not fit is told before anything is trained
     total = sum(job.settings["optim"]["epochs"] for job, _ in work)
     failures: dict[FoldJob, str] = {}
-    remove(scratch)  # of a command that was killed
-    try:
-        with Progress(title, total, sum(len(job.history()) for job, _ in work)) as progress:
-            for shape, members in groups:
-                with summoned(shape, progress.say):
-                    failures |= _train_group(members, shape, scratch, progress, watch)
-    finally:
-        remove(scratch)
+    with Progress(title, total, sum(len(job.history()) for job, _ in work)) as progress:
+        for shape, members in groups:
+            with summoned(shape, progress.say):
+                failures |= _train_group(members, shape, scratch, progress, watch)
     return failures
 
 
@@ -280,11 +299,13 @@ def _train_group(
                 advance(number)
                 for fault in faults:
                     progress.say(f"{jobs[number].title} went on from an earlier checkpoint: {fault}")
+                error = error or _missing(jobs[number])
                 if error is not None:
                     failures[jobs[number]] = error
                     progress.say(f"{jobs[number].title} failed: {error.splitlines()[0]}")
             ended += len(news)
-            watch([jobs[number] for number in held], [jobs[number] for number, error, _ in news if error is None])
+            done = [jobs[number] for number, *_ in news if jobs[number] not in failures]
+            watch([jobs[number] for number in held], done)
             for lane in [number for number, lane in lanes.items() if not lane.thread.is_alive()]:
                 fault = lanes.pop(lane).fault
                 if fault and not ray.get(board.lose.remote(lane, fault[0])):
@@ -300,6 +321,29 @@ def _train_group(
     finally:
         ray.kill(board)
     return failures
+
+
+def _missing(job: FoldJob) -> str | None:
+    """Why a fold that is trained is not finished here, if it is not."""
+    if "result.json" in names(Path(job.folder)):  # by name: of a file that was not there a system may remember that
+        return None
+    return (
+        f"{address(Path(job.folder))}: trained, but {machine()} does not see the result; runs belong on storage that "
+        "all machines share"
+    )
+
+
+def _reach(job: FoldJob) -> None:
+    """Look whether this worker's machine has the folder that the driver has made, and not one of its own."""
+    folder = Path(job.folder)
+    deadline = time.monotonic() + SHARED_S
+    while not origin(folder) and LOCK not in names(folder):
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{folder}: {machine()} does not see it, or only a folder of its own; runs belong on storage that all "
+                "machines share: set tracking.runs, or `sermll submit --root`, to a shared folder or to s3://bucket/name"
+            )
+        time.sleep(POLL_S)
 
 
 def _grown(resources: Resources, at_once: int) -> int:
@@ -399,6 +443,8 @@ def work_lane(board: Any, lane: int) -> None:
         job, data = ray.get(board.job.remote(number))
         error, faults = None, []
         try:
+            with agreed(device):
+                _reach(job)
             faults = train_fold(job, ray.get(data), stream, device, rank, workers, leave=told_to_go)
         except SermllError as failure:
             error = str(failure)

@@ -167,9 +167,7 @@ def _final(search: Search, studies: Sequence[Mapping[str, Any]]) -> dict[str, An
         work |= {Path(job.folder): (job, data) for job, data in run.unfinished}
     if work:
         with connected():
-            failures = train_jobs(
-                list(work.values()), f"testing {search.file.name}", search.folder / ".lanes", _unheard
-            )
+            failures = train_jobs(list(work.values()), f"testing {search.file.name}", search.folder, _unheard)
         if failures:
             told = [f"{job.title}: {why}" for job, why in failures.items()]
             raise TrainingError("\n".join([*told, "The trials are kept; the same command goes on from here"]))

@@ -96,9 +96,12 @@ class _Server:
 
     def send(self, send: Callable[[], None]) -> bool:
         """Send what can be sent again later; returns whether it went well."""
-        began = time.monotonic()
+        began, before = time.monotonic(), self.fault
         sent = self._try(send, ANSWER_S)
         took = time.monotonic() - began
+        if sent != (before is None):
+            what = "answers again" if sent else f"does not take what is new ({self.fault}); asked again now and then"
+            sys.stderr.write(f"MLflow at {without_password(self.uri)} {what}\n")
         self._rest_until = time.monotonic() + (took * (1 / SHARE - 1) if sent else RETRY_S)
         return sent
 

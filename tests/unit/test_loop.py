@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from prepared import in_process
 from torch import nn
 
-from sermll import loop
+from sermll import checkpoint, loop
 from sermll.errors import StorageError, TrainingError
 from sermll.feed import Batch, FoldData
 from sermll.loop import (
@@ -249,6 +251,43 @@ def test_a_damaged_checkpoint_within_an_epoch_costs_that_epoch_alone(
     (fault,) = train_fold(job, data, in_process, CPU)
     assert "random.safetensors: truncated or changed" in fault
     assert contents(left) == contents(trained(settings, tmp_path / "calm"))
+
+
+def several(rank: int, folder: str, job: FoldJob, data: FoldData, looks: int, hidden: bool) -> None:
+    """One of two processes that train a fold, and leave it at a look; `hidden`: the second sees an older checkpoint."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{looks}-{hidden}", rank=rank, world_size=2)
+    loop.LOOK_EVERY, checkpoint.SETTLE_S = 4, 0.0
+    opened = checkpoint.Checkpoint.open
+
+    def older(path: Path) -> checkpoint.Checkpoint:
+        return opened(path.with_name("checkpoint_00000"))
+
+    if hidden and rank == 1:
+        checkpoint.Checkpoint.open = older  # type: ignore[method-assign, assignment]
+    said = ""
+    try:
+        train_fold(job, data, in_process, CPU, rank, 2, leave=at(looks))
+    except StorageError as error:
+        said = str(error)
+    Path(folder, f"said-{rank}.txt").write_text(said)
+    dist.destroy_process_group()
+
+
+@pytest.mark.ray  # several processes take their time
+def test_two_processes_leave_and_go_on_from_what_the_first_has_chosen(settings: Settings, tmp_path: Path) -> None:
+    def run(name: str, looks: int = -1, hidden: bool = False) -> Path:
+        job, data = unfinished(settings, tmp_path / name)
+        multiprocessing.spawn(several, (str(tmp_path), job, data, looks, hidden), nprocs=2)  # type: ignore[attr-defined]
+        return Path(job.folder)
+
+    left = run("left", 4)  # within the second epoch
+    assert sorted(path.name for path in left.glob("checkpoints/*")) == ["checkpoint_00000", "checkpoint_00001"]
+    assert run("left", hidden=True) == left
+    said = [(tmp_path / f"said-{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and "does not see the checkpoint that the first worker goes on from" in said[0]
+    assert not (left / "result.json").exists()
+    assert contents(run("left")) == contents(run("calm"))
 
 
 def test_a_disk_that_is_full_is_named_and_nothing_is_lost(

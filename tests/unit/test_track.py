@@ -87,7 +87,7 @@ def test_a_server_that_is_gone_is_not_asked_for_every_cell(tmp_path: Path, monke
 
 
 def test_while_training_a_folder_that_another_sends_is_left_and_a_fault_rests(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sermll.results import read_model_settings
 
@@ -102,6 +102,8 @@ def test_while_training_a_folder_that_another_sends_is_left_and_a_fault_rests(
     time.sleep(0.4)
     tracker.sync()
     assert read_json(run / "mlflow.json")[uri]["runs"]["fold-0"]["epochs"] == 2
+    away, back = capsys.readouterr().err.splitlines()
+    assert "does not take what is new" in away and back.endswith("answers again")
 
 
 def test_what_is_no_result_is_named(tmp_path: Path) -> None:
