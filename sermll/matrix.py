@@ -109,7 +109,7 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> Campaign:
     parts[FROM_ONE] = {**together, "protocol.folds": "one_corpus"}
     if len(file.corpora) > 2:  # of two, all others are one corpus
         parts[FROM_OTHERS] = {**together, "protocol.folds": "corpus"}
-    return campaign_of(file, {"part": parts}, path, overrides)
+    return campaign_of("matrix", file, {"part": parts}, path, overrides)
 
 
 def read_matrix(campaign_dir: Path) -> Matrix:

@@ -403,10 +403,6 @@ class Tracker(_Sender):
         with self._remembering(wait=artifacts):
             told = read_json(self._folder / "run.json"), read_yaml(self._folder / "config.yaml")
             parent = self._described(*told, self._folder.name, above)
-            if above and self._known.get("campaign") != above:  # it was begun by itself, or by another campaign
-                self._client.set_tag(parent["run"], "mlflow.parentRunId", above)
-                self._known["campaign"] = above
-                self._remember()
             for folder in sorted(self._folder.glob("fold-*"), key=lambda path: int(path.name[5:])):
                 if (folder / "history.json").exists():
                     fold = self._described(*told, folder.name, parent["run"], folder.name[5:])
@@ -418,7 +414,12 @@ class Tracker(_Sender):
         """What MLflow has of the run or fold `name`; it is created, with parameters, tags and data set, if need be."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+        belongs = {
+            **{f"sermll.axis.{axis}": value for axis, value in self._labels.items()},
+            **({"mlflow.parentRunId": above} if above is not None else {}),
+        }
         tags = {
+            **belongs,
             "sermll.run_id": run["run_id"],
             "sermll.data_hash": run["data"]["data_hash"],
             "sermll.corpus": run["data"]["corpus"],
@@ -429,11 +430,16 @@ class Tracker(_Sender):
             "sermll.commit": str(run["code"]["commit"]),
             "sermll.dirty": str(run["code"]["dirty"]),
             "sermll.seed": str(settings["seed"]),
-            **{f"sermll.{axis}": value for axis, value in self._labels.items()},
-            **({"mlflow.parentRunId": above} if above is not None else {}),
             **({"sermll.fold": fold} if fold is not None else {}),
         }
-        known = self._run(name, lambda: tags, described=False, epochs=0, finished=0)
+        known = self._run(name, lambda: tags, described=False, epochs=0, finished=0, belongs=belongs)
+        if self._campaign and known["belongs"] != belongs:  # it was begun by itself, or by another campaign
+            for key in known["belongs"].keys() - belongs.keys():
+                self._client.delete_tag(known["run"], key)
+            for key, value in belongs.items():
+                self._client.set_tag(known["run"], key, value)
+            known["belongs"] = belongs
+            self._remember()
         if not known["described"]:
             params = flatten({key: value for key, value in settings.items() if key not in NOT_PARAMS})
             if fold is not None:
@@ -551,8 +557,8 @@ def upload(folder: Path, uri: str | None) -> str | None:
     )
 
 
-def serve(runs: Path, port: int) -> int:
-    """Show the store of a runs folder in a browser, until the user interrupts; returns the server's exit status.
+def stored(runs: Path) -> str:
+    """URI of the store that a runs folder has.
 
     Raises:
         DataError: results go to a server already, or there are none.
@@ -562,5 +568,10 @@ def serve(runs: Path, port: int) -> int:
         raise DataError(f"results go to {without_password(uri)} (MLFLOW_TRACKING_URI): open that address in a browser")
     if not Path(uri.removeprefix("sqlite:///")).is_file():
         raise DataError(f"{runs}: no results were tracked here yet; give the folder of `tracking.runs`")
+    return uri
+
+
+def serve(uri: str, port: int) -> int:
+    """Show a store in a browser, until the user interrupts; returns the server's exit status."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     return subprocess.call(command)
