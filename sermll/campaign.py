@@ -220,6 +220,7 @@ class Plan:
         lost = [
             f"{_title(cell['labels'] | {'fold': fold})}, run {cell['run_id']}"
             for cell in tally.read(self.campaign.folder)["cells"]
+            if any((cell["run_id"], fold) not in asked for fold in cell["folds"])
             for fold in tally.finished(cell)
             if (cell["run_id"], fold) not in asked
         ]

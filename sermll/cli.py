@@ -549,7 +549,8 @@ def _cells(
     try:
         outcome = run_campaign(campaign, build)
     except KeyboardInterrupt:  # who interrupts does not want to wait for tables and pictures
-        print(f"\nsermll report {address(campaign.folder)} makes the table of what is finished", file=sys.stderr)
+        if (campaign.folder / "campaign.json").exists():
+            print(f"\nsermll report {address(campaign.folder)} makes the table of what is finished", file=sys.stderr)
         raise
     print(text(outcome.found))
     print(f"campaign {address(outcome.folder)}")
@@ -602,9 +603,11 @@ def _report(options: argparse.Namespace) -> int:
 def _report_campaign(options: argparse.Namespace) -> int:
     from sermll import campaign_page, matrix, tally
     from sermll.campaign import count
+    from sermll.files import naming
 
     (folder,) = options.runs
-    shown: Any = matrix if tally.read(folder)["kind"] == "matrix" else campaign_page
+    with naming(folder / "campaign.json"):
+        shown: Any = matrix if tally.read(folder)["kind"] == "matrix" else campaign_page
     found, page = count(folder, shown.build)
     print(shown.text(found))
     print(f"report   {page}")

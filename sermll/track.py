@@ -295,7 +295,8 @@ class CampaignTracker(_Sender):
             counts = {"cells": len(told["cells"]), "folds": len(asked), "folds_finished": done}
             self._log(self._known["runs"][self._folder.name], {f"{counts}": counts}, {f"{counts}": 0})
             self._client.log_artifact(run, str(self._folder / "campaign.json"))
-            self._client.log_artifacts(run, str(self._folder / "report"), "report")
+            if (self._folder / "report").is_dir():  # one that was interrupted has none yet
+                self._client.log_artifacts(run, str(self._folder / "report"), "report")
             self._client.set_terminated(run)
 
 

@@ -326,7 +326,7 @@ def test_folders_that_are_no_campaign_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no campaign \(no campaign\.json\)"):
         tally(tmp_path)
     (tmp_path / "campaign.json").write_text("{}")
-    with pytest.raises(DataError, match=r"campaign\.json: no 'kind' in it"):
+    with pytest.raises(DataError, match=r"campaign\.json: no 'cells' in it"):
         tally(tmp_path)
 
 
