@@ -434,9 +434,10 @@ class Tracker(_Sender):
             **({"sermll.fold": fold} if fold is not None else {}),
         }
         known = self._run(name, lambda: tags, described=False, epochs=0, finished=0, belongs=belongs)
-        if self._campaign and known["belongs"] != belongs:  # it was begun by itself, or by another campaign
-            for key in known["belongs"].keys() - belongs.keys():
-                self._client.delete_tag(known["run"], key)
+        before = known.get("belongs", {})
+        if self._campaign and before != belongs:  # it was begun by itself, or by another campaign
+            for key in before.keys() - belongs.keys():
+                self._delete_tag(known["run"], key)
             for key, value in belongs.items():
                 self._client.set_tag(known["run"], key, value)
             known["belongs"] = belongs
@@ -462,6 +463,15 @@ class Tracker(_Sender):
             known["described"] = True
             self._remember()
         return known
+
+    def _delete_tag(self, run: str, key: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.delete_tag(run, key)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # it was deleted before, and the answer lost
+                raise
 
     def _send_fold(self, fold: Json, folder: Path, *, artifacts: bool) -> None:
         """Epochs that MLflow does not have; with `artifacts`, the results and files of a finished fold."""

@@ -86,8 +86,20 @@ def test_a_server_that_is_gone_is_not_asked_for_every_cell(tmp_path: Path, monke
     assert asked == 3
 
 
-def test_a_run_shows_under_the_last_campaign_with_its_axes_beside_the_facts(uri: str, tmp_path: Path) -> None:
+def test_a_run_shows_under_the_last_campaign_with_its_axes_beside_the_facts(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
+
+    deletes, deleted = MlflowClient.delete_tag, []
+
+    def unheard(self: MlflowClient, run: str, key: str) -> None:
+        deletes(self, run, key)
+        deleted.append(key)
+        if len(deleted) == 1:
+            raise ConnectionError("the line was cut")
+
+    monkeypatch.setattr(MlflowClient, "delete_tag", unheard)
 
     def found() -> dict[str, Any]:
         experiment = client.get_experiment_by_name("shared")
@@ -115,6 +127,7 @@ def test_a_run_shows_under_the_last_campaign_with_its_axes_beside_the_facts(uri:
             assert (tags["sermll.corpus"], tags["sermll.protocol"]) == ("synthetic", "pairs")
         assert runs[run.name].data.tags["mlflow.parentRunId"] == runs[campaign.name].info.run_id
         assert runs["fold-0"].data.tags["mlflow.parentRunId"] == runs[run.name].info.run_id
+    assert deleted == ["sermll.axis.speed"] * 2  # of the run, whose second was no longer there, and of its fold
     assert upload(run, uri) is None  # and it stays there
     assert found()[run.name].data.tags["sermll.axis.corpus"] == "yours"
 
