@@ -191,10 +191,12 @@ def _parser() -> argparse.ArgumentParser:
         verbs,
         "report",
         _report,
-        "tables, pictures and one HTML page of one or several runs",
+        "tables, pictures and one HTML page of one or several runs, or of a campaign as far as it got",
         "sermll report runs/ravdess-0123456789ab",
     )
-    report.add_argument("runs", type=_place, nargs="+", metavar="RUN", help="folders printed by `sermll train`")
+    report.add_argument(
+        "runs", type=_place, nargs="+", metavar="RUN", help="folders printed by `sermll train`, or one of a campaign"
+    )
     report.add_argument("--out", type=_place, help="folder for the page; default: RUN/report, or report/ for several")
 
     compare = _verb(
@@ -550,7 +552,12 @@ def _cells(
         else:
             print(f"next: {command}")
         return 0
-    outcome = run_campaign(campaign, build)
+    try:
+        outcome = run_campaign(campaign, build)
+    except KeyboardInterrupt:  # who interrupts does not want to wait for tables and pictures
+        if (campaign.folder / "campaign.json").exists():
+            print(f"\nsermll report {address(campaign.folder)} makes the table of what is finished", file=sys.stderr)
+        raise
     print(text(outcome.found))
     print(f"campaign {address(outcome.folder)}")
     print(f"page     {outcome.page}")
@@ -572,19 +579,43 @@ def _cells(
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from sermll.track import serve
+    from sermll.track import serve, stored
 
+    uri = stored(options.runs)
     print(f"http://127.0.0.1:{options.port} shows {options.runs} in some seconds; Ctrl-C ends it", flush=True)
-    return serve(options.runs, options.port)
+    return serve(uri, options.port)
 
 
 def _report(options: argparse.Namespace) -> int:
     from sermll.report import build, load, text_table
+    from sermll.storage import fetch
 
+    for folder in options.runs:
+        fetch(folder / "campaign.json")
+        if (folder / "campaign.json").is_file():
+            if len(options.runs) > 1 or options.out:
+                raise ConfigError(f"{address(folder)}: a campaign is reported by itself, into its own folder")
+            return _report_campaign(options)
     default = options.runs[0] / "report" if len(options.runs) == 1 else Path("report")
     page = build(options.runs, options.out or default)
     for run in options.runs:
         print(text_table(load(run)))
+    print(f"report   {page}")
+    if options.json:
+        _print_json({"report": str(page)})
+    return 0
+
+
+def _report_campaign(options: argparse.Namespace) -> int:
+    from sermll import campaign_page, matrix, tally
+    from sermll.campaign import count
+    from sermll.files import naming
+
+    (folder,) = options.runs
+    with naming(folder / "campaign.json"):
+        shown: Any = matrix if tally.read(folder)["kind"] == "matrix" else campaign_page
+    found, page = count(folder, shown.build)
+    print(shown.text(found))
     print(f"report   {page}")
     if options.json:
         _print_json({"report": str(page)})

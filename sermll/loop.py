@@ -119,6 +119,7 @@ def train_fold(
 
     resumed, faults = _chosen(job, rank, device)
     history: list[dict[str, Any]] = []
+    before_s = 0.0
     begun, random = Sums(), {}
     with agreed(device):
         if resumed is not None:
@@ -127,6 +128,7 @@ def train_fold(
                 resumed.load_into(averaged)
             optimizer.load_state_dict(resumed.optimizer())
             history = resumed.notes["history"]
+            before_s = resumed.notes.get("wall_s", 0.0)  # an earlier version did not tell
             if "begun" in resumed.notes:  # it was left within the epoch after these
                 begun, random = Sums.of(resumed.notes["begun"], device), resumed.tensors(RANDOM)
             if rank == 0:  # a kill may have come between the checkpoint and this file
@@ -134,6 +136,9 @@ def train_fold(
     parallel = _parallel(system, device)
     ids = data.names["id"].to_pylist()
     modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
+
+    def wall_s() -> float:
+        return before_s + time.monotonic() - started
 
     def step() -> None:
         optimizer.step()
@@ -150,6 +155,7 @@ def train_fold(
             row: dict[str, Any] = {
                 "epoch": epoch,
                 "workers": workers,
+                **held_by_worker(settings.resources, device),
                 **rates,
                 "padding_share": feed.plan("train", epoch).padding_share(),
             }
@@ -164,7 +170,7 @@ def train_fold(
                         notes, states = sums.notes(), _random_states(device)
                         with agreed(device):
                             if rank == 0:
-                                _keep_begun(job, modules, optimizer, history, notes, states)
+                                _keep_begun(job, modules, optimizer, history, notes, states, wall_s())
                         return faults
                     row |= sums.means()
                     begun = Sums()
@@ -185,12 +191,12 @@ def train_fold(
                         name: predictions_table(job.fold, data, scored[split])
                         for name, split in ((PREDICTIONS, "test"), (DEV_PREDICTIONS, "dev"))
                     }
-                    _keep(job, modules, optimizer, history, tables)
+                    _keep(job, modules, optimizer, history, tables, wall_s())
             if stop(history) or leave():
                 return faults
     with agreed(device):
         if rank == 0:
-            _finish(job, time.monotonic() - started)
+            _finish(job, wall_s())
     return faults
 
 
@@ -235,6 +241,7 @@ def _keep(
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, Any]],
     tables: Mapping[str, pa.Table],
+    wall_s: float,
 ) -> None:
     """Write the epoch's checkpoint and the history; keep the chosen epoch's checkpoint and the two latest.
 
@@ -245,7 +252,8 @@ def _keep(
     with checkpoint.writing(job.checkpoints, latest) as folder:
         for name, table in tables.items():
             pq.write_table(table, folder / name)
-        checkpoint.save(folder, modules, optimizer, {"run": job.run, "epoch": latest, "history": history})
+        notes = {"run": job.run, "epoch": latest, "history": history, "wall_s": wall_s}
+        checkpoint.save(folder, modules, optimizer, notes)
     checkpoint.keep_only(job.checkpoints, {latest, latest - 1, int(np.argmax(scores))})
     write_json(Path(job.folder) / "history.json", history)
 
@@ -257,10 +265,11 @@ def _keep_begun(
     history: list[dict[str, Any]],
     begun: dict[str, Any],
     states: dict[str, torch.Tensor],
+    wall_s: float,
 ) -> None:
     """Write a checkpoint within the epoch after those of the history; the epoch's own takes its place later."""
     with checkpoint.writing(job.checkpoints, len(history)) as folder:
-        notes = {"run": job.run, "epoch": len(history), "history": history, "begun": begun}
+        notes = {"run": job.run, "epoch": len(history), "history": history, "wall_s": wall_s, "begun": begun}
         checkpoint.save(folder, modules, optimizer, notes, {RANDOM: states})
 
 
@@ -288,8 +297,11 @@ def _go_on(
             torch.cuda.set_rng_state(states[f"cuda.{rank}"], device)
 
 
-def _finish(job: FoldJob, seconds: float) -> None:
-    """Take the predictions of the chosen and of the last epoch out of their checkpoints; write result.json last."""
+def _finish(job: FoldJob, wall_s: float) -> None:
+    """Take the predictions of the chosen and of the last epoch out of their checkpoints; write result.json last.
+
+    `wall_s` is that of all attempts, each as far as its checkpoints got.
+    """
     folder, history = Path(job.folder), job.history()
     best = int(np.argmax(selection_scores(job.settings["protocol"]["select"], history)))
     chosen, last = (checkpoint.of_epoch(job.checkpoints, epoch) for epoch in (best, len(history) - 1))
@@ -304,9 +316,15 @@ def _finish(job: FoldJob, seconds: float) -> None:
         "best_checkpoint": f"checkpoints/{chosen.path.name}",
         "last_checkpoint": f"checkpoints/{last.path.name}",
         "seconds": round(sum(row["train_s"] + row["eval_s"] for row in history), 1),
-        "wall_s": round(seconds, 1),
+        "wall_s": round(wall_s, 1),
     }
     write_json(folder / "result.json", result)
+
+
+def held_by_worker(resources: config.Resources, device: torch.device) -> dict[str, Any]:
+    """What each worker holds, by history column: what an epoch costs is told by it."""
+    gpus = float(device.type == "cuda") if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
+    return {"device": device.type, "cpus_per_worker": resources.cpus_per_worker, "gpus_per_worker": gpus}
 
 
 def selection_scores(rule: str, history: list[dict[str, Any]]) -> list[float]:

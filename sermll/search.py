@@ -183,14 +183,15 @@ def _final(search: Search, studies: Sequence[Mapping[str, Any]]) -> dict[str, An
     counts = {name: results.by_speaker(tables[name, results.PREDICTIONS], classes) for name in runs}
     same = folders[SEARCHED] == folders[DEFAULTS]
     difference = None
-    if not same and len(counts[SEARCHED][1]) > 1:
+    speakers = len(set(counts[SEARCHED][2]))
+    if not same and speakers > 1:
         difference = compare.paired_difference(
-            counts[DEFAULTS][0], counts[SEARCHED][0], counts[DEFAULTS][1], compare.SEED
+            counts[DEFAULTS][0], counts[SEARCHED][0], *counts[DEFAULTS][1:], compare.SEED
         )
     return {
         "folds": sorted({fold for fold, _ in runs[SEARCHED]}),
         "seeds": list(search.file.seeds),
-        "speakers": len(counts[SEARCHED][1]),
+        "speakers": speakers,
         "utterances": len(tables[SEARCHED, results.PREDICTIONS]) // len(search.file.seeds),
         "test_reads": len({folder for found in folders.values() for folder in found.values()}),
         SEARCHED: scores[SEARCHED, results.PREDICTIONS],

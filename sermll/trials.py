@@ -210,7 +210,7 @@ def _measure(job: FoldJob, classes: Sequence[str]) -> dict[str, float]:
     result = read_json(folder / "result.json")
     with naming(folder / results.DEV_PREDICTIONS):
         dev = pq.read_table(folder / results.DEV_PREDICTIONS)
-    counts, _ = results.by_speaker(dev, classes)
+    counts, _, _ = results.by_speaker(dev, classes)
     said, labels = results.probabilities(dev, classes)
     shutil.rmtree(job.checkpoints, ignore_errors=True)  # the model itself is of no use any more
     return {

@@ -134,7 +134,7 @@ def test_a_campaign_is_sent_again_as_a_whole(mlflow: Mlflow, tmp_path: Path) -> 
     assert found.keys() == {("", campaign.name)} | {(campaign.name, cell) for cell in cells} | {
         (cell, f"fold-{fold}") for cell in cells for fold in range(3)
     }
-    assert found[campaign.name, cells[1]].data.tags["sermll.variant"] == "one"
+    assert found[campaign.name, cells[1]].data.tags["sermll.axis.variant"] == "one"
     top = found["", campaign.name]
     assert top.data.metrics == {"cells": 4, "folds": 12, "folds_finished": 12}
     assert list(mlflow.artifacts.glob(f"*/{top.info.run_id}/artifacts/report/index.html"))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 from prepared import in_process
 from torch import nn
 
-from sermll import checkpoint, loop
+from sermll import checkpoint, config, loop
 from sermll.errors import StorageError, TrainingError
 from sermll.feed import Batch, FoldData
 from sermll.loop import (
@@ -239,6 +240,31 @@ def test_a_fold_that_is_left_within_an_epoch_goes_on_bit_for_bit(
     saved = [json.loads(path.read_text()) for path in sorted(left.glob("checkpoints/*/checkpoint.json"))]
     assert [notes.get("begun", {}).get("batches", 14) for notes in saved] == batches
     assert contents(trained(settings, tmp_path / "left")) == contents(trained(settings, tmp_path / "calm"))
+
+
+def test_the_time_of_a_fold_is_that_of_all_attempts(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 1000.0)  # an attempt takes thousands of seconds, by its clock
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(loop, "LOOK_EVERY", 4)
+    fold = trained(settings, tmp_path / "left", leave=at(1))  # within the first epoch
+    (kept,) = (fold / "checkpoints").glob("*/checkpoint.json")
+    before_s = json.loads(kept.read_text())["wall_s"]
+    assert before_s >= 1000
+    trained(settings, tmp_path / "left")
+    assert json.loads((fold / "result.json").read_text())["wall_s"] >= before_s + 1000
+
+
+def test_what_workers_hold_is_told_with_every_epoch(settings: Settings, tmp_path: Path) -> None:
+    for row in json.loads((trained(settings, tmp_path) / "history.json").read_text()):
+        held = [row[name] for name in ("workers", "device", "cpus_per_worker", "gpus_per_worker")]
+        assert held == [1, "cpu", 1.0, 0.0]
+    resources = config.Resources(cpus_per_worker=2)
+    on_gpu = {"device": "cuda", "cpus_per_worker": 2.0, "gpus_per_worker": 1.0}
+    assert loop.held_by_worker(resources, torch.device("cuda")) == on_gpu
+    shared = config.Resources(gpus_per_worker=0.25)
+    assert loop.held_by_worker(shared, torch.device("cuda"))["gpus_per_worker"] == 0.25
 
 
 def test_a_damaged_checkpoint_within_an_epoch_costs_that_epoch_alone(
