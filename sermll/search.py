@@ -37,7 +37,7 @@ from sermll.schedule import train_jobs
 from sermll.search_plan import DIRECTIONS, Inner, Search
 from sermll.source import code_version
 from sermll.space import as_meant, params_of, settings_of
-from sermll.storage import address, fetch, locked, send
+from sermll.storage import address, fetch, locked
 from sermll.study import Study
 from sermll.track import SearchTracker
 from sermll.train import Run
@@ -186,8 +186,7 @@ def _write_best(search: Search, inner: Inner, study: Mapping[str, Any]) -> list[
     header += "# The speakers of all other folds were seen by trials: scores of those folds would be too high.\n"
     with whole(path) as partial:
         partial.write_text(header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    send(path)
-    return [address(path), *(f"{address(path)} fold={fold}" for fold in more)]
+    return [str(path), *(f"{path} fold={fold}" for fold in more)]
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Study:
         Raises:
             DataError: the storage cannot be opened.
         """
-        self._rules = rules
+        self._name, self._rules = name, rules
         self._held = ExitStack()
         self._mine: dict[int, Trial] = {}
         self.driver = uuid.uuid4().hex
@@ -97,17 +97,16 @@ class Study:
         self._locks = folder / "drivers" if file is None else file.with_name(f"{file.name}.drivers")
         with _opening(url), quietly():
             self._locks.mkdir(parents=True, exist_ok=True)
-            with locked(self._locks / ALL):
-                kept = _storage(url)
+            self._server = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool) if file is None else None
+            with self._alone():  # two at once would make the same tables
                 self._study = optuna.create_study(
                     study_name=name,
-                    storage=kept,
+                    storage=_storage(url),
                     sampler=optuna.samplers.RandomSampler(),  # see `_Placed` for those that propose
                     pruner=_pruner(rules),
                     directions=list(rules.directions),
                     load_if_exists=True,
                 )
-                self._server = kept.engine if file is None and isinstance(kept, optuna.storages.RDBStorage) else None
                 self._placed = _Placed(name, self._study._storage)
                 self._sweep()
                 self._held.enter_context(locked(self._lock_of(self.driver)))
@@ -186,7 +185,7 @@ class Study:
             trial = self._mine.get(number) or Trial(self._study, self.trials()[number]._trial_id)
             self._mine[number] = trial
             trial.report(value, step)
-            return number > 0 and bool(trial.should_prune())
+            return trial.should_prune() and number > 0  # asked for trial 0 too: asha compares others with it
 
     def note_fault(self, number: int, why: str) -> None:
         """Keep why a trial is about to fail; "": it begins again."""
@@ -307,7 +306,7 @@ class Study:
         with ExitStack() as held:
             held.enter_context(locked(self._locks / ALL))
             if self._server is not None:
-                held.enter_context(_locked_there(self._server, self._study.study_name))
+                held.enter_context(_locked_there(self._server, self._name))
             yield
 
 

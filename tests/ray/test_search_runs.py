@@ -187,10 +187,10 @@ def _setting(run: Path, key: str) -> Any:
 def test_faults_of_the_storage_end_a_search_which_goes_on_and_a_failing_final_run_hides_nothing(
     ray_cluster: None, tiny_data: Path, tmp_path: Path
 ) -> None:
-    first = [{"optim.lr": 0.005}, {"optim.lr": 0.006}, *({"optim.lr": 1e-9 * (1 + number)} for number in range(3))]
-    overrides = {"resources.max_failures": 0, "optim.lr": 0.01}
+    first = [{"optim.lr": 0.005}, {"optim.lr": 0.006}, {"optim.lr": 1e-9}, {"optim.lr": 1e-10}]
+    overrides = {"resources.max_failures": 0, "resources.parallel_folds": 1, "optim.lr": 0.01}
     space = {"losses.focal.weight": SPACE["losses.focal.weight"]}
-    path = write_search(tmp_path, tiny_data, trials=6, first=first, overrides=overrides, space=space, pruner="asha")
+    path = write_search(tmp_path, tiny_data, trials=5, first=first, overrides=overrides, space=space, pruner="asha")
     search = load_search(path, {})
     folders = [
         Path(search.jobs(search.studies[0], Taken(number, one))[0].folder) for number, one in enumerate([{}, *first])
@@ -211,13 +211,12 @@ def test_faults_of_the_storage_end_a_search_which_goes_on_and_a_failing_final_ru
     states = {trial["number"]: trial["state"] for trial in study["trials"]}
     assert [states[number] for number in (0, 1, 2)] == ["COMPLETE", "COMPLETE", "FAIL"]
     assert "File exists" in study["trials"][2]["note"]
-    pruned = [number for number, state in states.items() if state == "PRUNED"]
-    assert pruned and all(1 < len(study["trials"][number]["intermediate"]) < 5 for number in pruned)
+    assert "PRUNED" in (states[3], states[4]), study["trials"]
     assert not list(search.folder.glob("fold-0/trials/*/fold-*/checkpoints"))
 
     (defaults / "checkpoints").unlink()
     outcome = run_search(search)
-    assert [look["trials"] for look in outcome.found["final"]["looks"]] == [6]
+    assert [look["trials"] for look in outcome.found["final"]["looks"]] == [5]
     assert not list(search.folder.glob("fold-0/.tune-*"))
 
 

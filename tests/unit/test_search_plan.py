@@ -1,5 +1,6 @@
 """Searches without training: what trials may see, and files that make no sense."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from prepared import tiny_settings
 
+from sermll.cli import main
 from sermll.config import load_experiment
 from sermll.design import Design
 from sermll.errors import ConfigError
@@ -186,3 +188,10 @@ def test_the_plan_counts_what_is_done_and_says_when_nothing_can_be_shown(tiny_da
         assert study.take(2, lambda chooser: {})
         study.tell(0, None, "", {})
     assert "1 trials are done already" in plan_text(search) and not (search.folder / "search.json").exists()
+
+
+def test_a_dry_run_has_json_for_programs(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_search(tmp_path, tiny_data, nested=True, test_folds=[0, 1], trials=3)
+    assert main(["search", str(path), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == {"study": str(tmp_path / "runs" / "search-x"), "trials": 6, "finished": 0}
