@@ -23,6 +23,8 @@ from sermll.storage import names, origin, remove
 from sermll.study import Rules, Study, Taken
 
 POLL_S = 2.0
+ENDS_SEARCH = "ends_search"
+"""In what a trial reports: no other would be spared what its note says."""
 SCRATCH = ".tune-"
 """Begins the name of the folder that Ray Tune writes to for a driver."""
 
@@ -222,9 +224,6 @@ def _work(config: dict[str, Any], desk: Any, folds: Sequence[FoldData], bank: Ba
     for job in jobs:
         remove(job.checkpoints)
     tune.report(told)
-
-
-ENDS_SEARCH = "ends_search"
 
 
 def of_the_trial(error: BaseException, number: int) -> bool:
