@@ -503,7 +503,10 @@ def _search(options: argparse.Namespace) -> int:
     search = load_search(options.search, parse_overrides(options.overrides))
     if options.dry_run:
         print(plan_text(search))
-        if not options.json:
+        if options.json:
+            asked = search.file.trials * len(search.studies)
+            _print_json({"study": address(search.folder), "trials": asked, "finished": search.finished()})
+        else:
             print(
                 f"next: {' '.join(['sermll search', str(options.search), *map(without_password, options.overrides)])}"
             )
@@ -518,8 +521,8 @@ def _search(options: argparse.Namespace) -> int:
         print(said, file=sys.stderr)
     if options.json:
         _print_json(outcome.as_json())
-    elif outcome.best:
-        print(f"next: sermll train {outcome.best[0]}")
+    else:
+        print("\n".join(f"next: sermll train {one}" for one in outcome.best))
     return 0
 
 

@@ -76,6 +76,19 @@ def paired_difference(
     return Difference(value, float(low), float(high), float(p))
 
 
+def smallest_p(speakers: int) -> float:
+    """What the permutation test over so many speakers gives at least, however large a difference."""
+    return 2.0 ** (1 - speakers) if speakers <= EXACT_SPEAKERS else 1 / (DRAWS + 1)
+
+
+def too_few(speakers: int) -> str:
+    """What to say where so many tested speakers can show no difference; "" where they can."""
+    least = smallest_p(speakers)
+    if least < 0.05:
+        return ""
+    return f"{speakers} tested speakers show no difference, however large: p is {least:.3g} at least"
+
+
 def _swapped_difference(swapped: NDArray, first: NDArray, second: NDArray, folds: NDArray) -> NDArray[np.float64]:
     """Difference of the mean UA, [draws], when the matrices with 1 in `swapped` [draws, S] change sides."""
     numbers = np.unique(folds)

@@ -138,7 +138,7 @@ class Group:
         speakers = [row.versus.speakers for row in self.rows if row.versus]
         if not speakers:
             return None
-        return 2.0 ** (1 - max(speakers)) if max(speakers) <= compare.EXACT_SPEAKERS else 1 / (compare.DRAWS + 1)
+        return compare.smallest_p(max(speakers))
 
 
 @dataclass(frozen=True)
