@@ -45,7 +45,7 @@ bench: setup  ## measurements beside other libraries, 15 minutes on two cores; w
 	$(VENV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps audiomentations
 	$(VENV)/python benchmarks/cpu.py
 
-bench-gpu:  ## the same on one GPU, 8 minutes; with BENCH_PYTHON, no .venv is needed, only torch and what sermll's model imports
+bench-gpu:  ## the same on one GPU, 8 minutes; with BENCH_PYTHON, no .venv is needed, only torch and transformers
 	PYTHONPATH=. $(BENCH_PYTHON) benchmarks/gpu.py
 
 bench-campaign: setup  ## what a campaign costs beyond training, what a feature bank saves, without peers: 15 minutes

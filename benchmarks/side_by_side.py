@@ -16,7 +16,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -81,6 +82,8 @@ class Row:
     limit: str = ""
     """What physics, or the machine, would allow, and how close this comes."""
     note: str = ""
+    failed: bool = False
+    """What was to be measured broke off, and `note` says why."""
 
     @property
     def met(self) -> bool | None:
@@ -148,17 +151,50 @@ def compared(
     )
 
 
+_broken: dict[str, str] = {}
+"""What was raised when a peer's package was imported, where it is installed."""
+
+
 def optional(name: str) -> Any:  # a module, or None
-    """A peer's module, None where it is not installed."""
+    """A peer's module, None where it is not installed or cannot be imported."""
+    package = name.split(".")[0]
     try:
         return import_module(name)
-    except ImportError:
-        return None
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            _broken[package] = _first_line(error)
+    except Exception as error:  # a peer that does not go with what else is installed may raise anything
+        _broken[package] = _first_line(error)
+    return None
 
 
 def missing(package: str) -> str:
-    """What a row says whose peer is not installed."""
+    """What a row says whose peer is not installed, or cannot be imported."""
+    why = _broken.get(package.replace("-", "_").lower())
+    if why:
+        return f"not measured: {package} cannot be imported ({why})"
     return f"not measured: {package} is not installed (pip install -c constraints.txt -e '.[bench]')"
+
+
+def failure(name: str, error: Exception, against: str = "") -> Row:
+    """The row of a measurement that broke off; the traceback goes to standard error."""
+    traceback.print_exception(error)
+    return Row(name=name, unit="", against=against, note=f"failed: {_first_line(error)}", failed=True)
+
+
+def as_far_as_it_goes(name: str, measured: Iterable[Row]) -> Iterator[Row]:
+    """Rows as they come, each told on standard error; if one cannot be had, a last one that says why."""
+    try:
+        for row in measured:
+            sys.stderr.write(f"{row.name}: {row.note if row.ours is None else f'{_number(row.ours)} {row.unit}'}\n")
+            yield row
+    except Exception as error:  # what was measured before is not lost
+        yield failure(name, error)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def cpu_seconds() -> float:
@@ -230,6 +266,7 @@ def table(rows: Iterable[Row]) -> str:
         if row.target is not None:
             target = f"{'ours ' if row.target.of == 'ours' else ''}{row.target.sign} {row.target.value:g}"
         met = "" if row.target is None else {True: "yes", False: "**no**", None: "not measured"}[row.met]
+        met = "**failed**" if row.failed else met
         peer = row.against if row.peer is None else f"{_number(row.peer)} {row.unit}: {row.against}"
         ours = "" if row.ours is None else f"{_number(row.ours)} {row.unit}"
         lines.append(f"| {row.name} | {ours} | {peer} | {ratio} | {target} | {met} |")
@@ -270,8 +307,9 @@ def write(rows: Sequence[Row], slug: str, command: str, took_s: float, load: flo
     what = facts.get("gpu") or f"{facts['cpus']} CPUs, {facts['cpu']}"
     dirty = ", with changes" if told["code"]["dirty"] else ""
     busy = " **The machine was busy with other work.**" if facts["busy"] else ""
+    commit = told["code"]["commit"] or "unknown"
     head = (
-        f"# {today}, {what}\n\n`{command}`, {took_s / 60:.0f} minutes, commit {told['code']['commit']}{dirty}.{busy} "
+        f"# {today}, {what}\n\n`{command}`, {took_s / 60:.0f} minutes, commit {commit}{dirty}.{busy} "
         f"{', '.join(f'{name} {number}' for name, number in told['versions'].items())}.\n"
     )
     text = f"{head}\n{table(rows)}\n\n{remarks(rows)}\n"
@@ -286,18 +324,19 @@ def say(text: str) -> None:
 
 
 def alone(measure: Callable[[], Iterable[Row]]) -> None:
-    """Run one group as a program of its own; with --json FILE its rows are written there, too."""
+    """Run one group as a program of its own; with --json FILE its rows are written there, too.
+
+    Ends with status 1 if a measurement failed.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = []
-    for row in measure():
-        rows.append(row)
-        sys.stderr.write(f"{row.name}: {'not measured' if row.ours is None else f'{_number(row.ours)} {row.unit}'}\n")
+    rows = list(as_far_as_it_goes(Path(sys.argv[0]).stem, measure()))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
     say(table(rows))
     say(remarks(rows))
+    sys.exit(any(row.failed for row in rows))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -26,6 +26,7 @@ from sermll.errors import SermllError, StorageError, TrainingError
 from sermll.feed import Batch, Feed, FoldData
 from sermll.files import CHECKPOINTS, read_json, whole, write_json
 from sermll.model import System
+from sermll.optimizer import Step, make_optimizer, set_rates
 from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS
 from sermll.storage import fetch
 
@@ -140,10 +141,11 @@ def train_fold(
     def wall_s() -> float:
         return before_s + time.monotonic() - started
 
-    def step() -> None:
-        optimizer.step()
+    def step() -> Step:
+        taken = Step(system, optimizer, settings.optim.clip_norm)
         if averaged is not None:
             average(averaged, system, settings.optim.average)
+        return taken
 
     with closing(batches(feed, len(history), settings.optim.epochs, rank, workers)) as stream_of_batches:
         for epoch, phases in groupby(stream_of_batches, key=lambda batch: batch.epoch):
@@ -165,7 +167,7 @@ def train_fold(
                     if begun.batches:
                         _go_on(random, (settings.seed, job.fold, epoch, rank, begun.batches), rank, workers, device)
                     rest = islice(_timed(members), begun.batches, None)
-                    sums = train_epoch(parallel, step, rest, settings.optim.clip_norm, device, ids, begun, leave)
+                    sums = train_epoch(parallel, step, rest, device, ids, begun, leave)
                     if sums.batches < num_batches:
                         notes, states = sums.notes(), _random_states(device)
                         with agreed(device):
@@ -334,30 +336,10 @@ def selection_scores(rule: str, history: list[dict[str, Any]]) -> list[float]:
     ]
 
 
-def make_optimizer(system: System, optim: config.Optim) -> torch.optim.Optimizer:
-    """Adam with the paper's two groups: the model, and the class centers at their own rate."""
-    model = [parameter for parameter in system.recognizer.parameters() if parameter.requires_grad]
-    centers = list(system.objective.parameters())
-    groups: list[dict[str, Any]] = [{"params": model, "lr": optim.lr, "weight_decay": optim.weight_decay}]
-    if centers:
-        groups.append({"params": centers, "lr": optim.center_lr, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, fused=True)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, optim: config.Optim, epoch: int) -> dict[str, float]:
-    """Set the learning rates of an epoch: each epoch multiplies them by `decay`, until `decay_epochs`."""
-    factor = optim.decay ** min(epoch, optim.decay_epochs)
-    rates = {"lr": optim.lr * factor, "center_lr": optim.center_lr * factor}
-    for group, rate in zip(optimizer.param_groups, rates.values(), strict=False):  # no center group: one rate less
-        group["lr"] = rate
-    return dict(list(rates.items())[: len(optimizer.param_groups)])
-
-
 def train_epoch(
     system: nn.Module,
-    step: Callable[[], None],
+    step: Callable[[], Step],
     batches: Iterator[tuple[Batch, float]],
-    clip_norm: float,
     device: torch.device,
     ids: list[str],
     begun: "Sums | None" = None,
@@ -369,7 +351,6 @@ def train_epoch(
         system: the system, possibly wrapped for data-parallel training.
         step: called after every batch, when the gradients are there.
         batches: this worker's shares, each with the seconds it was waited for.
-        clip_norm: largest norm of the gradient.
         device: where the system lies.
         ids: utterance id by row, for the error message.
         begun: what batches before these have added up.
@@ -379,11 +360,12 @@ def train_epoch(
         What all batches so far have added up.
 
     Raises:
-        TrainingError: a loss or gradient is not finite; names the batch's utterances.
+        TrainingError: a loss or gradient is not finite; names the batch's utterances. Weights are those before it.
     """
     system.train()
     sums, started = copy.deepcopy(begun or Sums()), time.perf_counter()
     first = sums.batches
+    unread: tuple[Batch, dict[str, torch.Tensor], Step] | None = None
     for batch, wait_s in batches:
         if batch.index > first and batch.index % LOOK_EVERY == 0 and leave():
             break
@@ -391,13 +373,16 @@ def train_epoch(
         terms = system(waveform, lengths, target)
         system.zero_grad(set_to_none=True)
         terms["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(system.parameters(), clip_norm)
-        if not torch.isfinite(norm):  # the same on every worker, and never finite when the loss is not
-            _refuse(batch, {**terms, "grad_norm": norm}, ids)
-        step()
-        for name, value in {**terms, "grad_norm": norm}.items():
-            sums.terms[name] = sums.terms.get(name, torch.zeros((), device=device)) + value.detach()
+        if unread is not None:  # here, where the device has this batch to work on meanwhile
+            _refuse_unless_taken(*unread, ids)
+        taken = step()
+        values = {name: value.detach() for name, value in {**terms, "grad_norm": taken.norm}.items()}
+        for name, value in values.items():
+            sums.terms[name] = sums.terms.get(name, torch.zeros((), device=device)) + value
         sums.batches, sums.rows, sums.waited_s = sums.batches + 1, sums.rows + len(target), sums.waited_s + wait_s
+        unread = (batch, values, taken)
+    if unread is not None:
+        _refuse_unless_taken(*unread, ids)
     sums.train_s += time.perf_counter() - started
     return sums
 
@@ -461,10 +446,13 @@ def _column(term: str) -> str:
     return term if term == "loss" or term.startswith("weight_") else f"loss_{term}"
 
 
-def _refuse(batch: Batch, terms: dict[str, torch.Tensor], ids: list[str]) -> None:
-    values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in terms.items())
+def _refuse_unless_taken(batch: Batch, values: dict[str, torch.Tensor], step: Step, ids: list[str]) -> None:
+    """The gradient is the same on every worker, and never finite when the loss is not."""
+    if step.taken():
+        return
+    told = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
     raise TrainingError(
-        f"epoch {batch.epoch + 1}, batch {batch.index + 1}: {values}. The batch holds "
+        f"epoch {batch.epoch + 1}, batch {batch.index + 1}: {told}. The batch holds "
         f"{', '.join(ids[row] for row in batch.rows)}. Lower optim.lr, or look at these recordings"
     )
 

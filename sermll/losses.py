@@ -5,16 +5,28 @@ the precision of the model. B utterances, T frames, C classes, E embedding dimen
 frames.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from sermll.config import Losses
 from sermll.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sermll.config import Losses
+
+BOUND = 25.0
+"""No product of frames is larger than their largest squared length.
+
+Up to this one every exponential, and every sum of them, is far from the ends of float32 without subtracting a maximum
+first: a block is then raised to exponentials once for its rows and its columns. Unit frames are there from temperature
+0.04 upwards.
+"""
 
 
 def kl(logits: Tensor, target: Tensor) -> Tensor:
@@ -68,7 +80,7 @@ def context_broadcast(h: Tensor, mask: Tensor) -> Tensor:
     return (h + mean) / 2
 
 
-def supcon(h: Tensor, mask: Tensor, labels: Tensor, temperature: float, normalize: bool) -> Tensor:
+def supcon(h: Tensor, mask: Tensor, labels: Tensor, num_classes: int, temperature: float, normalize: bool) -> Tensor:
     """Supervised contrastive loss over all valid frames (equation 10; L_out of Khosla et al., 2020).
 
     Every valid frame is an anchor; its positives are all other frames of its class, in any utterance, and its
@@ -80,45 +92,51 @@ def supcon(h: Tensor, mask: Tensor, labels: Tensor, temperature: float, normaliz
     Args:
         h: [B, T, E] frame projections, after `context_broadcast`.
         mask: [B, T].
-        labels: [B] classes, 0 or more.
+        labels: [B] classes, 0 to C - 1.
+        num_classes: C.
         temperature: divisor of the dot products, positive.
         normalize: scale each frame to unit length first.
     """
-    frames = _full(h[mask])
+    valid = mask.flatten().nonzero().squeeze(-1)  # the one place where the host waits for the device, for N
+    frames = _full(h.flatten(0, 1)[valid])
     if len(frames) < 2:
         return frames.sum() * 0
     if normalize:
         frames = functional.normalize(frames, dim=-1)
     with torch.autocast(frames.device.type, enabled=False):
         frames = frames / math.sqrt(temperature)  # dot products are then divided by the temperature
-        member = functional.one_hot(labels[:, None].expand_as(mask)[mask]).to(frames.dtype)  # [N, classes]
+        classes = torch.arange(num_classes, device=labels.device)
+        member = (labels[valid // mask.shape[1], None] == classes).to(frames.dtype)  # [N, C]
         positives = member @ member.sum(dim=0) - 1
         attraction = (frames * (member @ (member.T @ frames) - frames)).sum(dim=-1) / positives.clamp(min=1)
-        losses = log_sum_exp_of_others(frames) - attraction
+        losses = log_sum_exp_of_others(frames, 1 / temperature if normalize else None) - attraction
         return losses.where(positives > 0, 0).sum() / (positives > 0).sum().clamp(min=1)
 
 
-def log_sum_exp_of_others(frames: Tensor) -> Tensor:
+def log_sum_exp_of_others(frames: Tensor, largest: float | None = None, block: int | None = None) -> Tensor:
     """For each i, log sum_{j != i} exp(frames_i . frames_j), [N]; memory linear in N, differentiable once.
 
     Args:
         frames: [N, E], N at least 2.
+        largest: the largest squared length of a frame where it is known; else the device is asked.
+        block: frames whose products are taken at once; by default as many as suit the device.
     """
-    return _LogSumExpOfOthers.apply(frames)
+    if largest is None:
+        largest = float(frames.detach().square().sum(dim=-1).max())
+    # A block should stay in the cache of a CPU core, and be enough to fill a GPU.
+    size = block or (256 if frames.device.type == "cpu" else 4096)
+    return _LogSumExpOfOthers.apply(frames, largest <= BOUND, size)
 
 
 class _LogSumExpOfOthers(torch.autograd.Function):
     """The matrix of products is symmetric: blocks on and above its diagonal, made again for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, frames: Tensor) -> Tensor:  # torch's context
-        # No product is larger than the largest squared length. Up to 25 every exponential, and every sum of
-        # them, is far from the ends of float32 without subtracting a maximum first: a block is then raised to
-        # exponentials once for its rows and its columns. Unit frames are there from temperature 0.04 upwards.
-        ctx.bounded = bool(frames.square().sum(dim=-1).max() <= 25)
+    def forward(ctx: Any, frames: Tensor, bounded: bool, block: int) -> Tensor:  # torch's context
+        ctx.bounded, ctx.block = bounded, block
         if ctx.bounded:
             sums = frames.new_zeros(len(frames))
-            for rows, columns in _upper_blocks(frames):
+            for rows, columns in _upper_blocks(len(frames), block):
                 exponentials = _products(frames, rows, columns).exp_()
                 sums[rows] += exponentials.sum(dim=1)
                 if rows != columns:
@@ -126,7 +144,7 @@ class _LogSumExpOfOthers(torch.autograd.Function):
             result = sums.log()
         else:
             result = frames.new_full((len(frames),), -torch.inf)
-            for rows, columns in _upper_blocks(frames):
+            for rows, columns in _upper_blocks(len(frames), block):
                 products = _products(frames, rows, columns)
                 result[rows] = torch.logaddexp(result[rows], _log_sum_exp(products, dim=1))
                 if rows != columns:
@@ -136,14 +154,14 @@ class _LogSumExpOfOthers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
         # Frame i moves as an anchor, with g_i, and as one of the others of every j, with g_j:
         # dL/df_i = sum_j (g_i exp(f_i . f_j - result_i) + g_j exp(f_i . f_j - result_j)) f_j
         frames, result = ctx.saved_tensors
         pull = gradient * (-result).exp()  # used where it cannot overflow
         moved = torch.zeros_like(frames)
         with torch.autocast(frames.device.type, enabled=False):
-            for rows, columns in _upper_blocks(frames):
+            for rows, columns in _upper_blocks(len(frames), ctx.block):
                 weights = _products(frames, rows, columns)
                 if ctx.bounded:
                     weights.exp_().mul_(pull[rows, None] + pull[columns])
@@ -153,7 +171,7 @@ class _LogSumExpOfOthers(torch.autograd.Function):
                 moved[rows].addmm_(weights, frames[columns])
                 if rows != columns:
                     moved[columns].addmm_(weights.T, frames[rows])
-        return moved
+        return moved, None, None
 
 
 def _products(frames: Tensor, rows: slice, columns: slice) -> Tensor:
@@ -172,11 +190,9 @@ def _exp(values: Tensor) -> Tensor:
     return values.clamp_(min=-60).exp_()
 
 
-def _upper_blocks(frames: Tensor) -> list[tuple[slice, slice]]:
+def _upper_blocks(count: int, size: int) -> list[tuple[slice, slice]]:
     """Rows and columns of the blocks on and above the diagonal."""
-    # A block should stay in the cache of a CPU core, and be enough to fill a GPU.
-    size = 256 if frames.device.type == "cpu" else 4096
-    parts = [slice(start, start + size) for start in range(0, len(frames), size)]
+    parts = [slice(start, start + size) for start in range(0, count, size)]
     return [(rows, columns) for number, rows in enumerate(parts) for columns in parts[number:]]
 
 
@@ -234,11 +250,15 @@ class Objective(nn.Module):
             weights["center"] = losses.center.weight
         if losses.supcon:
             section = losses.supcon
-            terms["supcon"] = supcon(context_broadcast(h, mask), mask, labels, section.temperature, section.normalize)
+            frames, num_classes = context_broadcast(h, mask), logits.shape[-1]
+            terms["supcon"] = supcon(frames, mask, labels, num_classes, section.temperature, section.normalize)
             # Two frames or fewer make a loss of 0, for which any finite weight will do.
             weights["supcon"] = _weight(section.weight, 1 / (mask.sum() - 1).clamp(min=2).log())
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        used = {f"weight_{name}": torch.as_tensor(weight).to(total) for name, weight in weights.items()}
+        used = {
+            f"weight_{name}": weight.to(total.dtype) if isinstance(weight, Tensor) else total.new_full((), weight)
+            for name, weight in weights.items()
+        }
         return {**terms, **used, "loss": total}
 
 

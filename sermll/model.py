@@ -1,21 +1,29 @@
 """The recogniser: encoder, pooling over frames, two linear heads; and recogniser with objective, for training."""
 
-from typing import NamedTuple, cast
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from sermll import config
 from sermll.gather import Gathered
-from sermll.logmel import LogMelEncoder
 from sermll.losses import Objective
-from sermll.mfcc import MFCCEncoder
 from sermll.pooling import POOLS
 from sermll.pretrained import PretrainedEncoder
-from sermll.resnet import ResNetEncoder
 
-FROM_SCRATCH: dict[str, type[nn.Module]] = {"logmel": LogMelEncoder, "mfcc": MFCCEncoder, "resnet": ResNetEncoder}
-"""Encoders without pre-training, by `kind`; their arguments are the settings of the section."""
+if TYPE_CHECKING:
+    from sermll import config
+
+
+def from_scratch() -> dict[str, type[nn.Module]]:
+    """Encoders without pre-training, by `kind`; their arguments are the settings of the section."""
+    # Imported when one is asked for: only they need torchaudio.
+    from sermll.logmel import LogMelEncoder
+    from sermll.mfcc import MFCCEncoder
+    from sermll.resnet import ResNetEncoder
+
+    return {"logmel": LogMelEncoder, "mfcc": MFCCEncoder, "resnet": ResNetEncoder}
 
 
 class Output(NamedTuple):
@@ -52,7 +60,7 @@ class Recognizer(nn.Module):
         super().__init__()
         self.encoder = _encoder(settings.encoder) if encoder is None else encoder
         dim = cast(int, self.encoder.dim)
-        sizes = (dim, settings.pool.heads) if isinstance(settings.pool, config.FLAM) else ()
+        sizes = (dim, settings.pool.heads) if settings.pool.kind == "flam" else ()
         self.pool = POOLS[settings.pool.kind](*sizes)
         self.project = nn.Linear(dim, settings.embedding_dim)
         self.project_frames = nn.Linear(dim, settings.embedding_dim) if separate_frames else None
@@ -72,9 +80,9 @@ class Recognizer(nn.Module):
 
 
 def _encoder(settings: config.Pretrained | config.LogMel | config.MFCC | config.ResNet) -> nn.Module:
-    if isinstance(settings, config.Pretrained):
+    if settings.kind == "pretrained":
         return PretrainedEncoder(settings)
-    return FROM_SCRATCH[settings.kind](**settings.model_dump(exclude={"kind"}))
+    return from_scratch()[settings.kind](**settings.model_dump(exclude={"kind"}))
 
 
 class System(nn.Module):

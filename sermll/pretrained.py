@@ -5,24 +5,29 @@ pass lets padding change an utterance's frames (group norm over padding, data2ve
 convolutions), draws random layer drops and SpecAugment masks, and keeps layers nobody reads.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from types import MethodType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name every torch text uses
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from sermll.config import Pretrained
 from sermll.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sermll.config import Pretrained
 
 SAMPLE_RATE_HZ = 16_000
 FAMILIES = {
@@ -85,7 +90,7 @@ class PretrainedEncoder(nn.Module):
                 module.requires_grad_(False)
         self.train()
 
-    def train(self, mode: bool = True) -> "PretrainedEncoder":
+    def train(self, mode: bool = True) -> PretrainedEncoder:
         """Set training mode; a frozen encoder stays in evaluation mode, without dropout."""
         super().train(mode)
         if self.config.tune == "none":
@@ -239,7 +244,7 @@ class _WaveBackbone(_Backbone):
         if self.family == "wavlm":
             for layer in self.layers:
                 attention = cast(Any, layer.attention)
-                attention.torch_multi_head_self_attention = MethodType(_biased_attention, attention)
+                attention.forward = MethodType(_biased_attention, attention)
 
     def front_end_modules(self) -> list[nn.Module]:
         return [self.convolutions]
@@ -275,12 +280,12 @@ class _WaveBackbone(_Backbone):
         hidden = projected.masked_fill(~mask[..., None], 0.0)
         hidden = self.dropout(self.input_norm(hidden + self._position(hidden, mask)))
         yield hidden
-        bias = None
+        bias, heard = None, mask[:, None, None]
         for index, layer in enumerate(self.layers):
             if self.family == "wavlm":  # the first layer makes the bias by relative position, all gate it
-                hidden, bias = self.run(layer, hidden, attention_mask=mask, position_bias=bias)
+                hidden, bias = self.run(layer, hidden, attention_mask=heard, position_bias=bias)
             else:
-                hidden = self.run(layer, hidden, attention_mask=mask[:, None, None])
+                hidden = self.run(layer, hidden, attention_mask=heard)
             yield self.final_norm(hidden) if index == len(self.layers) - 1 else hidden
 
     def _position(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -370,28 +375,49 @@ class _WhisperBackbone(_Backbone):
 
 def _biased_attention(
     attention: Any,  # transformers' WavLMAttention
-    hidden: Tensor,
+    hidden_states: Tensor,
     attention_mask: Tensor,
-    gated_position_bias: Tensor,
-) -> tuple[Tensor, None]:
-    """WavLM's attention by torch's fused kernel; transformers' own computes and keeps the averaged weights.
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None, Tensor]:
+    """WavLM's attention by torch's fused kernel, the gated bias made in one pass in the precision of the queries.
+
+    transformers' own repeats the bias for every utterance, gates it in float32, and keeps the averaged weights. In
+    float32 the results are the same; under bf16 the gate's product is rounded to 8 bits before, not after, which moves
+    frames by less than bf16 itself does.
 
     Args:
-        attention: The module whose method this replaces.
-        hidden: float[batch, frames, dim].
-        attention_mask: bool[batch, frames] of valid frames.
-        gated_position_bias: float[batch * heads, frames, frames], added to the scores.
+        attention: The module whose forward pass this replaces.
+        hidden_states: float[batch, frames, dim].
+        attention_mask: bool[batch, 1, 1, frames] of valid frames.
+        position_bias: float32[1, heads, frames, frames]; made here where there is none, in the first layer.
+
+    Returns:
+        Frames, no weights, and the bias for the next layer.
     """
-    batch, frames, _ = hidden.shape
+    batch, frames, _ = hidden_states.shape
+    if position_bias is None:
+        position_bias = cast(Tensor, attention.compute_bias(frames, frames))[None]
+    heads = hidden_states.view(batch, frames, attention.num_heads, attention.head_dim).transpose(1, 2)
+    gates = attention.gru_rel_pos_linear(heads).unflatten(-1, (2, 4)).sum(dim=-1).sigmoid()
+    gate = gates[..., :1] * (gates[..., 1:] * attention.gru_rel_pos_const - 1.0) + 2.0
     query, key, value = (
-        projection(hidden).view(batch, frames, attention.num_heads, attention.head_dim).transpose(1, 2)
+        projection(hidden_states).view(batch, frames, attention.num_heads, attention.head_dim).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    bias = gated_position_bias.view(batch, attention.num_heads, frames, frames).to(query.dtype)
-    bias = bias.masked_fill(~attention_mask[:, None, None], -torch.inf)
+    padding = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
+    bias = torch.addcmul(padding, position_bias.to(query.dtype), gate.to(query.dtype))
     dropout = attention.dropout if attention.training else 0.0
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    return attention.out_proj(output.transpose(1, 2).reshape(batch, frames, -1)), None
+    with _kernels_that_train_a_bias(bias):
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    return attention.out_proj(output.transpose(1, 2).reshape(batch, frames, -1)), None, position_bias
+
+
+def _kernels_that_train_a_bias(bias: Tensor) -> AbstractContextManager[Any]:
+    """On a GPU torch may choose cuDNN's attention, whose backward pass has no gradient for the bias."""
+    if bias.is_cuda and bias.requires_grad:
+        return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    return nullcontext()
 
 
 def _valid(lengths: Tensor, frames: int) -> Tensor:

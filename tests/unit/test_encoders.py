@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sermll import config
-from sermll.model import FROM_SCRATCH, Recognizer
+from sermll.model import Recognizer, from_scratch
 
 SECOND = 16_000
 SMALL = {
@@ -18,12 +18,12 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=sorted(FROM_SCRATCH))
+@pytest.fixture(params=sorted(from_scratch()))
 def encoder(request: pytest.FixtureRequest) -> nn.Module:
     """A small encoder, random to the last bias and running average, as after training."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    encoder = FROM_SCRATCH[request.param](**SMALL[request.param].model_dump(exclude={"kind"}))
+    encoder = from_scratch()[request.param](**SMALL[request.param].model_dump(exclude={"kind"}))
     with torch.no_grad():
         for tensor in encoder.parameters():
             tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
@@ -48,7 +48,7 @@ def batched(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def test_every_kind_of_the_settings_is_built() -> None:
-    assert set(SMALL) == set(FROM_SCRATCH)
+    assert set(SMALL) == set(from_scratch())
     for section in SMALL.values():
         model = Recognizer(config.Model(encoder=section, pool=config.MeanPool()), num_classes=3)
         output = model(*batched(utterances(0.3, 0.2)))

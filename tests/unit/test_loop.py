@@ -22,14 +22,14 @@ from sermll.loop import (
     FoldJob,
     Scores,
     average,
-    make_optimizer,
     score,
     selection_scores,
-    set_rates,
+    to_device,
     train_epoch,
     train_fold,
 )
 from sermll.model import System
+from sermll.optimizer import Step, make_optimizer
 from sermll.train import Designs, Run
 
 Settings = Callable[..., Any]
@@ -52,31 +52,17 @@ def system(settings: Settings) -> System:
     return System(settings(), 7)
 
 
-def test_rates_follow_the_papers_schedule(settings: Settings, system: System) -> None:
-    optim = settings("optim.lr=1e-4", "optim.epochs=30").optim
-    optimizer = make_optimizer(system, optim)
-    for epoch, factor in ((0, 1), (1, 7 / 8), (20, (7 / 8) ** 20), (29, (7 / 8) ** 20)):
-        assert set_rates(optimizer, optim, epoch) == pytest.approx({"lr": 1e-4 * factor, "center_lr": 5e-3 * factor})
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4 * factor, 5e-3 * factor])
-
-
-def test_without_centers_there_is_one_group_and_one_rate(settings: Settings) -> None:
-    experiment = settings("losses.center=null")
-    optimizer = make_optimizer(System(experiment, 7), experiment.optim)
-    assert set(set_rates(optimizer, experiment.optim, 0)) == {"lr"}
-
-
-def test_every_parameter_is_in_one_group(settings: Settings, system: System) -> None:
-    grouped = [p for group in make_optimizer(system, settings().optim).param_groups for p in group["params"]]
-    assert sorted(map(id, grouped)) == sorted(id(p) for p in system.parameters() if p.requires_grad)
+def steps_of(system: System, experiment: Any) -> Callable[[], Step]:
+    optimizer = make_optimizer(system, experiment.optim)
+    return lambda: Step(system, optimizer, experiment.optim.clip_norm)
 
 
 def test_training_lowers_the_loss(settings: Settings, system: System) -> None:
-    optimizer = make_optimizer(system, settings("optim.lr=3e-3").optim)
+    step = steps_of(system, settings("optim.lr=3e-3"))
     batch = batch_of([6000, 5000, 7000, 4000])
 
     def once() -> dict[str, float]:
-        return train_epoch(system, optimizer.step, iter([(batch, 0.0)]), 5.0, CPU, list("abcd")).means()
+        return train_epoch(system, step, iter([(batch, 0.0)]), CPU, list("abcd")).means()
 
     first = once()
     last = [once() for _ in range(15)][-1]
@@ -85,13 +71,17 @@ def test_training_lowers_the_loss(settings: Settings, system: System) -> None:
     assert first["loss"] == pytest.approx(sum(first[f"weight_{t}"] * first[f"loss_{t}"] for t in terms), rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_utterances_named(settings: Settings, system: System) -> None:
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_loss_that_is_not_finite_stops_with_the_utterances_named(
+    settings: Settings, system: System, after: int
+) -> None:
     batch = batch_of([6000, 5000], index=4)
     batch.waveform[1, 100] = np.nan
     before = [parameter.clone() for parameter in system.parameters()]
-    optimizer = make_optimizer(system, settings().optim)
+    batches = iter([(it, 0.0) for it in (batch, *(batch_of([4000] * 2, index=5 + i) for i in range(after)))])
     with pytest.raises(TrainingError, match=r"epoch 1, batch 5: .*nan.* The batch holds first, second"):
-        train_epoch(system, optimizer.step, iter([(batch, 0.0)]), 5.0, CPU, ["first", "second"])
+        train_epoch(system, steps_of(system, settings()), batches, CPU, ["first", "second"])
+    assert len(list(batches)) == max(0, after - 1)
     assert all(torch.equal(one, two) for one, two in zip(before, system.parameters(), strict=True))
 
 
@@ -147,12 +137,7 @@ def test_any_loss_can_be_left_out(settings: Settings, off: str) -> None:
     experiment = settings(f"losses.{off}=null")
     system = System(experiment, 7)
     row = train_epoch(
-        system,
-        make_optimizer(system, experiment.optim).step,
-        iter([(batch_of([4000, 5000]), 0.0)]),
-        5.0,
-        CPU,
-        ["a", "b"],
+        system, steps_of(system, experiment), iter([(batch_of([4000, 5000]), 0.0)]), CPU, ["a", "b"]
     ).means()
     assert f"loss_{off}" not in row and np.isfinite(row["loss"])
 
@@ -171,6 +156,16 @@ def test_bf16_computes_losses_in_float32(settings: Settings) -> None:
     assert all(value.dtype == torch.float32 for value in two.values())
     assert float(two["loss"].detach()) == pytest.approx(float(one["loss"].detach()), rel=0.03)
     assert not torch.equal(two["loss"], one["loss"])
+
+
+def test_a_batch_reaches_the_device_as_it_is() -> None:
+    batch = batch_of([600, 500])
+    batch.waveform.flags.writeable = False  # as Ray's memory is
+    waveform, lengths, targets = to_device(batch, CPU)
+    for tensor, values in ((waveform, batch.waveform), (lengths, batch.lengths), (targets, batch.targets)):
+        assert tensor.dtype == torch.from_numpy(values.copy()).dtype
+        np.testing.assert_array_equal(tensor.numpy(), values)
+    assert not np.shares_memory(waveform.numpy(), batch.waveform)
 
 
 def test_averaged_weights_follow_the_trained_ones_by_hand() -> None:

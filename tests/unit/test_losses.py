@@ -151,7 +151,7 @@ def test_supcon_equals_a_slow_loop(
     h, mask = batch_of_frames(generator)
     h.requires_grad_()
     classes = torch.tensor(labels)
-    loss = supcon(h, mask, classes, temperature, normalize)
+    loss = supcon(h, mask, classes, 6, temperature, normalize)
     expected = slow_supcon(h, mask, classes, temperature, normalize)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
     (gradient,) = torch.autograd.grad(loss, h)
@@ -162,8 +162,9 @@ def test_supcon_equals_a_slow_loop(
 
 @pytest.mark.parametrize("frames", [2, 255, 256, 257, 513, 700])
 @pytest.mark.parametrize("squared_length", [10.0, 300.0])
+@pytest.mark.parametrize("block", [None, 4096])
 def test_log_sum_exp_of_others_equals_the_whole_matrix(
-    generator: torch.Generator, frames: int, squared_length: float
+    generator: torch.Generator, frames: int, squared_length: float, block: int | None
 ) -> None:
     """Blocks of every kind: one alone, full ones, and a last one of a single row; bounded products or not."""
     h = torch.randn(frames, 5, generator=generator, dtype=DOUBLE)
@@ -171,7 +172,8 @@ def test_log_sum_exp_of_others_equals_the_whole_matrix(
     pull = torch.randn(frames, generator=generator, dtype=DOUBLE)
     products = (h @ h.T).masked_fill(torch.eye(frames, dtype=torch.bool), -torch.inf)
     expected = products.logsumexp(dim=-1)
-    result = log_sum_exp_of_others(h)
+    result = log_sum_exp_of_others(h, block=block)
+    assert torch.equal(result, log_sum_exp_of_others(h, squared_length, block))  # told or found
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(result @ pull, h)
     (expected_gradient,) = torch.autograd.grad(expected @ pull, h)
@@ -213,8 +215,8 @@ def test_gradients(generator: torch.Generator) -> None:
     assert check(lambda z, centers: center_distance(z, centers, labels), (z, centers))
     assert check(lambda h: context_broadcast(h, mask)[mask], h)
     for normalize in (True, False):
-        assert check(lambda h, normalize=normalize: supcon(h, mask, labels, 0.1, normalize), h)
-        assert check(lambda h, normalize=normalize: supcon(h, mask, labels, 0.01, normalize), h)
+        assert check(lambda h, normalize=normalize: supcon(h, mask, labels, 2, 0.1, normalize), h)
+        assert check(lambda h, normalize=normalize: supcon(h, mask, labels, 2, 0.01, normalize), h)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_supcon_is_exactly_zero_without_a_contrast(
     generator: torch.Generator, valid: list[list[int]], labels: list[int]
 ) -> None:
     h = torch.randn(2, 2, 3, generator=generator, requires_grad=True)
-    loss = supcon(h, torch.tensor(valid, dtype=torch.bool), torch.tensor(labels), 0.1, True)
+    loss = supcon(h, torch.tensor(valid, dtype=torch.bool), torch.tensor(labels), 2, 0.1, True)
     assert loss.item() == pytest.approx(0, abs=1e-6)
     if labels == [0, 1] or sum(map(sum, valid)) < 2:
         assert loss.item() == 0
@@ -243,7 +245,7 @@ def test_supcon_bounds() -> None:
     """Frames of equal direction: each anchor's loss is ln(N - 1), which the automatic weight makes 1."""
     h = torch.ones(2, 10, 4)
     mask = torch.ones(2, 10, dtype=torch.bool)
-    assert supcon(h, mask, torch.tensor([0, 1]), 0.1, True).item() == pytest.approx(math.log(19), rel=1e-5)
+    assert supcon(h, mask, torch.tensor([0, 1]), 2, 0.1, True).item() == pytest.approx(math.log(19), rel=1e-5)
 
 
 def test_objective_is_the_weighted_sum(generator: torch.Generator) -> None:

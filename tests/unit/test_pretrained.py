@@ -306,6 +306,49 @@ def test_bfloat16_autocast_stays_close(folders: dict[str, str], kind: str) -> No
     assert (rough.float() - exact)[mask].abs().mean() < 0.05 * exact[mask].abs().mean()
 
 
+WITHOUT_DROPOUT = dict.fromkeys(
+    ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0
+)
+
+
+@pytest.mark.parametrize("kind", ["wavlm-group", "wavlm-layer"])
+@pytest.mark.parametrize("lengths", [(4000, 4000), LENGTHS], ids=["whole", "padded"])
+def test_wavlms_gradients_equal_those_of_transformers(kind: str, lengths: tuple[int, ...], tmp_path: Path) -> None:
+    """In float32 to 5e-5 of a parameter's largest, the position bias and its gates among them."""
+    folder = save(kind, tmp_path, **WITHOUT_DROPOUT, apply_spec_augment=False)
+    waves, ours = utterances(lengths), encoder(folder)
+    frames, _ = ours(*batch(waves))
+    frames.square().sum().backward()
+    theirs, extractor = (
+        of.from_pretrained(folder) for of in (transformers.AutoModel, transformers.AutoFeatureExtractor)
+    )
+    for wave in waves:
+        wave = np.pad(wave, (0, max(0, 400 - len(wave))))
+        inputs = extractor(wave, sampling_rate=16_000, return_tensors="pt").input_values
+        theirs.train()(inputs).last_hidden_state.square().sum().backward()
+    wanted = dict(theirs.encoder.layers.named_parameters())
+    compared = 0
+    for name, parameter in ours.backbone.layers.named_parameters():
+        if "k_proj.bias" in name:  # which softmax cancels: what it gets is rounding
+            continue
+        gradient, expected = parameter.grad, wanted[name].grad
+        assert gradient is not None and expected is not None, name
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=5e-5 * float(expected.abs().max()), msg=name)
+        compared += "rel_attn_embed" in name or "gru_rel_pos" in name
+    assert compared == 1 + 3 * LAYERS
+
+
+@pytest.mark.parametrize("kind", ["wavlm-group", "wavlm-layer"])
+def test_wavlm_under_bf16_is_as_close_as_transformers_own(folders: dict[str, str], kind: str) -> None:
+    """Frames are no farther from those in float32 than half as far again as transformers' own."""
+    wave = utterances()[0]
+    [(_, exact)] = references(folders[kind], [wave])
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        [(_, theirs)] = references(folders[kind], [wave])
+        ours = encoder(folders[kind]).eval()(*batch([wave]))[0][0]
+    assert (ours - exact).square().mean().sqrt() <= 1.5 * (theirs - exact).square().mean().sqrt()
+
+
 # --- normalization
 
 
