@@ -12,14 +12,14 @@ import resource
 import threading
 import time
 import uuid
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from sermll.board import Board
 from sermll.cluster import here, room, share, summoned
 from sermll.config import Resources
 from sermll.errors import ConfigError, SermllError, StorageError, TrainingError
@@ -47,93 +47,6 @@ FAREWELL_S = 15.0
 
 Watch = Callable[[list[FoldJob], list[FoldJob]], None]
 """Called twice a second with the folds in training and those that have ended well since the last call."""
-
-
-class State(NamedTuple):
-    """What a board answers."""
-
-    waiting: int
-    """How many folds nobody has."""
-    held: list[int]
-    """Those that are being trained."""
-    ended: list[tuple[int, str | None, list[str]]]
-    """Fold, why it failed, and faults of its checkpoints."""
-    told: list[tuple[int, str]]
-    """Fold, and what happened to it."""
-
-
-class Board:
-    """Which fold is waiting, which lane has which, and what became of the others. Lives in an actor of its own."""
-
-    def __init__(self, jobs: Sequence[tuple[FoldJob, Any]], retries: int) -> None:
-        """Args: each job with a reference to its data; how often a fold whose workers were lost is tried again."""
-        self._jobs = list(jobs)
-        self._retries = retries
-        self._waiting = deque(range(len(jobs)))
-        self._held: dict[int, int] = {}
-        self._began: set[int] = set()
-        self._losses: Counter[int] = Counter()
-        self._workers: dict[int, int] = {}
-        self._ended: list[tuple[int, str | None, list[str]]] = []
-        self._told: list[tuple[int, str]] = []
-
-    def take(self, lane: int, workers: int) -> int | None:
-        """The next fold's number, None when nothing is left.
-
-        A lane that has one is given it again: its workers were begun anew, in another number or on other nodes. When
-        they were lost, `lose` has been called before.
-        """
-        self._began.add(lane)
-        if lane not in self._held:
-            if not self._waiting:
-                return None
-            self._held[lane] = self._waiting.popleft()
-        number = self._held[lane]
-        before = self._workers.get(number, workers)
-        if before != workers:
-            self._told.append((number, f"goes on with {workers} workers, {before} before"))
-        self._workers[number] = workers
-        return number
-
-    def job(self, number: int) -> tuple[FoldJob, Any]:
-        """A fold and the reference to its data."""
-        return self._jobs[number]
-
-    def end(self, lane: int, error: str | None, faults: list[str]) -> None:
-        """A lane's fold is trained, or cannot be."""
-        self._ended.append((self._held.pop(lane), error, faults))
-
-    def leave(self, lane: int) -> None:
-        """A lane has left its machines, which are about to go; whoever takes its fold goes on from there."""
-        number = self._held.pop(lane)
-        self._waiting.appendleft(number)
-        self._told.append((number, "has left a machine that is about to go; goes on from there"))
-
-    def lose(self, lane: int, why: str, *, counts: bool = True) -> bool:
-        """A lane's workers were lost; its fold waits again, unless that has happened too often.
-
-        Args:
-            lane: that had them.
-            why: what is known.
-            counts: no if machines went that had said so.
-
-        Returns:
-            Whether the lane ever began; one that did not is no fold's fault.
-        """
-        number = self._held.pop(lane, None)
-        if number is None:
-            return lane in self._began
-        self._losses[number] += counts
-        if self._losses[number] > self._retries:
-            self._ended.append((number, why, []))
-        else:
-            self._waiting.appendleft(number)
-            self._told.append((number, f"{why}; goes on from its last epoch"))
-        return True
-
-    def state(self, known: int, heard: int) -> State:
-        """What became of the folds, of which the driver knows the first `known` ends and `heard` words."""
-        return State(len(self._waiting), list(self._held.values()), self._ended[known:], self._told[heard:])
 
 
 @dataclass
@@ -261,7 +174,7 @@ def _train_group(
     board: Any = (
         ray.remote(num_cpus=0)(Board)
         .options(label_selector=here())
-        .remote([(job, shared[id(data)]) for job, data in work], resources.max_failures)
+        .remote([(ray.put(job), shared[id(data)]) for job, data in work], resources.max_failures)
     )
     gpus, at_once = room(resources)
     epochs = [len(job.history()) for job in jobs]
@@ -440,12 +353,12 @@ def work_lane(board: Any, lane: int) -> None:
         number = broadcast_from_rank_zero(ray.get(board.take.remote(lane, workers)) if rank == 0 else None)
         if number is None:
             return
-        job, data = ray.get(board.job.remote(number))
+        job, data = ray.get(list(ray.get(board.job.remote(number))))
         error, faults = None, []
         try:
             with agreed(device):
                 _reach(job)
-            faults = train_fold(job, ray.get(data), stream, device, rank, workers, leave=told_to_go)
+            faults = train_fold(job, data, stream, device, rank, workers, leave=told_to_go)
         except SermllError as failure:
             error = str(failure)
         left = broadcast_from_rank_zero(error is None and not job.finished)

@@ -5,19 +5,19 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
 from sermll import schedule
+from sermll.board import Board
 from sermll.errors import StorageError, TrainingError
 from sermll.loop import FoldJob
-from sermll.schedule import Board, _hold, _missing, _reach, _scratch
+from sermll.schedule import _hold, _missing, _reach, _scratch
 
 
 def board(folds: int, retries: int = 1) -> Board:
     jobs = [FoldJob(f"run/fold-{fold}", f"fold {fold}", {}, fold, f"/nowhere/{fold}") for fold in range(folds)]
-    return Board([(job, cast(Any, None)) for job in jobs], retries)
+    return Board(jobs, retries)
 
 
 def test_folds_are_handed_out_in_order_and_ended_once() -> None:
