@@ -29,7 +29,7 @@ def test_folds_are_handed_out_in_order_and_ended_once() -> None:
     assert work.take(0, 1) is None
     assert work.state(0, 0)[:3] == (0, [2], [(1, None, ["a checkpoint was damaged"]), (0, "epoch 1: nan", [])])
     assert work.state(2, 0)[:3] == (0, [2], [])
-    assert work.job(2)[0].title == "fold 2"
+    assert work.job(2).title == "fold 2"
 
 
 def test_a_lost_fold_goes_before_the_others_to_whoever_asks() -> None:
