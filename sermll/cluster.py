@@ -2,11 +2,9 @@
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from sermll.config import Resources
 from sermll.errors import ConfigError, SermllError
@@ -95,8 +93,7 @@ def summoned(resources: Resources, say: Callable[[str], None]) -> Iterator[None]
     """Keep asking the cluster's autoscaler for what is needed; begins once there is room for one unit.
 
     As many are asked for as `resources.parallel_folds` says, one if that is auto. Does nothing unless
-    `resources.wait_s` says that the cluster grows. What is asked for is asked beside what other commands ask for, and
-    nobody asks for it any more when this process has ended, however that was.
+    `resources.wait_s` says that the cluster grows.
 
     Raises:
         ConfigError: there was no room in time.
@@ -105,16 +102,11 @@ def summoned(resources: Resources, say: Callable[[str], None]) -> Iterator[None]
         yield
         return
     import ray
-    from ray.util import placement_group
+    from ray.autoscaler.sdk import request_resources
 
     wanted = 1 if resources.parallel_folds == "auto" else resources.parallel_folds
     each = share(resources, _gpus_per_worker(resources, ray.cluster_resources()))
-    # Of a range of workers, those beyond the fewest are asked for one by one: the cluster may have an end before them.
-    sizes = [resources.fewest, *[1] * (resources.most - resources.fewest)]
-    asked = [placement_group([each] * size) for size in sizes * wanted]
-    ended = threading.Event()
-    yielding = threading.Thread(target=_give_way, args=(asked, ended), daemon=True)
-    yielding.start()
+    request_resources(bundles=[each] * (wanted * resources.most))
     try:
         deadline, told = time.monotonic() + resources.wait_s, False
         while True:
@@ -130,20 +122,7 @@ def summoned(resources: Resources, say: Callable[[str], None]) -> Iterator[None]
             time.sleep(POLL_S)
         yield
     finally:
-        ended.set()
-        yielding.join()
-
-
-def _give_way(asked: list[Any], ended: threading.Event) -> None:
-    """Let go of what has come, which is for the lanes; of everything in the end, so that it is asked for no longer."""
-    from ray.util import placement_group_table, remove_placement_group
-
-    while asked and not ended.wait(POLL_S):
-        for group in [group for group in asked if placement_group_table(group)["state"] == "CREATED"]:
-            remove_placement_group(group)
-            asked.remove(group)
-    for group in asked:
-        remove_placement_group(group)
+        request_resources(bundles=[])  # machines that nobody needs may go
 
 
 def here() -> dict[str, str]:

@@ -1,10 +1,7 @@
 """How much a cluster trains at once."""
 
-import time
-
 import pytest
 
-from sermll import cluster
 from sermll.cluster import lanes_here, room
 from sermll.config import Resources
 from sermll.errors import ConfigError
@@ -100,30 +97,3 @@ def test_no_room_is_told_with_what_is_there(
     monkeypatch.setattr("ray.cluster_resources", lambda: have)
     with pytest.raises(ConfigError, match=message):
         room(Resources.model_validate(needs), "trial")
-
-
-def test_what_is_asked_for_is_let_go_when_it_has_come_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    states: dict[int, str] = {}
-    bundles: list[list[dict[str, float]]] = []
-    removed: list[int] = []
-
-    def ask(asked: list[dict[str, float]]) -> int:
-        bundles.append(asked)
-        states[len(states)] = "PENDING"
-        return len(states) - 1
-
-    monkeypatch.setattr("ray.util.placement_group", ask)
-    monkeypatch.setattr("ray.util.placement_group_table", lambda group: {"state": states[group]})
-    monkeypatch.setattr("ray.util.remove_placement_group", removed.append)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(cluster, "POLL_S", 0.001)
-    resources = Resources.model_validate({"workers": [2, 3], "parallel_folds": 2, "wait_s": 60})
-    with cluster.summoned(resources, print):
-        each = {"CPU": 1.0}
-        assert bundles == [[each, each], [each]] * 2  # what may come is asked for apart from what must
-        states[2] = "CREATED"
-        deadline = time.monotonic() + 10
-        while not removed and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert removed == [2]
-    assert sorted(removed) == [0, 1, 2, 3]

@@ -223,7 +223,7 @@ def test_the_notice_of_a_cloud_is_passed_on_to_ray(cloud: str, monkeypatch: pyte
 
         do_GET = do_PUT = answer  # noqa: N815 - names of the standard library
 
-        def log_message(self, *arguments: object) -> None:
+        def log_message(self, format: str, *arguments: object) -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Metadata)

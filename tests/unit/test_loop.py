@@ -285,7 +285,7 @@ def several(rank: int, folder: str, job: FoldJob, data: FoldData, looks: int, hi
         return opened(path.with_name("checkpoint_00000"))
 
     if hidden and rank == 1:
-        checkpoint.Checkpoint.open = older  # type: ignore[method-assign, assignment]
+        checkpoint.Checkpoint.open = older
     said = ""
     try:
         train_fold(job, data, in_process, CPU, rank, 2, leave=at(looks))
