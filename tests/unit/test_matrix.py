@@ -51,7 +51,7 @@ def answers(folder: Path, part: str) -> pd.DataFrame:
     return pq.read_table(Path(run) / "predictions.parquet").to_pandas()
 
 
-def ua_of_speakers(table: pd.DataFrame) -> Any:
+def ua_of_speakers(table: Any) -> Any:
     """UA of the answers of some speakers, each as often as given, [draws]."""
     names = sorted(set(table.speaker))
     right = np.array([[(t.label == t.predicted)[t.label == word].sum() for word in ("loud", "quiet")]
