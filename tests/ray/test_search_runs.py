@@ -187,10 +187,10 @@ def _setting(run: Path, key: str) -> Any:
 def test_faults_of_the_storage_end_a_search_which_goes_on_and_a_failing_final_run_hides_nothing(
     ray_cluster: None, tiny_data: Path, tmp_path: Path
 ) -> None:
-    first = [{"optim.lr": 0.005}, {"optim.lr": 0.006}, {"optim.lr": 1e-9}, {"optim.lr": 1e-10}]
+    first = [{"optim.lr": 0.005}, {"optim.lr": 0.006}, {"optim.lr": 1e-9}]
     overrides = {"resources.max_failures": 0, "resources.parallel_folds": 1, "optim.lr": 0.01}
     space = {"losses.focal.weight": SPACE["losses.focal.weight"]}
-    path = write_search(tmp_path, tiny_data, trials=5, first=first, overrides=overrides, space=space, pruner="asha")
+    path = write_search(tmp_path, tiny_data, trials=4, first=first, overrides=overrides, space=space, pruner="asha")
     search = load_search(path, {})
     folders = [
         Path(search.jobs(search.studies[0], Taken(number, one))[0].folder) for number, one in enumerate([{}, *first])
@@ -209,14 +209,14 @@ def test_faults_of_the_storage_end_a_search_which_goes_on_and_a_failing_final_ru
     (study,) = kept["studies"]
     assert kept["final"] is None and (search.folder / "report" / "index.html").is_file()
     states = {trial["number"]: trial["state"] for trial in study["trials"]}
-    assert [states[number] for number in (0, 1, 2)] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert states[0] == "COMPLETE" and states[2] == "FAIL" and states[1] in ("COMPLETE", "PRUNED")
     assert "File exists" in study["trials"][2]["note"]
-    assert "PRUNED" in (states[3], states[4]), study["trials"]
+    assert states[3] == "PRUNED" and len(study["trials"][3]["intermediate"]) < 4
     assert not list(search.folder.glob("fold-0/trials/*/fold-*/checkpoints"))
 
     (defaults / "checkpoints").unlink()
     outcome = run_search(search)
-    assert [look["trials"] for look in outcome.found["final"]["looks"]] == [5]
+    assert [look["trials"] for look in outcome.found["final"]["looks"]] == [4]
     assert not list(search.folder.glob("fold-0/.tune-*"))
 
 
