@@ -66,7 +66,9 @@ class Planned(Dataset[Item]):
         if partner >= 0:
             drawn = (plan.mix.mix_length, plan.mix.start, plan.mix.partner_start)
             length, start, its = (int(values[position]) for values in drawn)
-            signal, share = eam(signal, cropped(partner), length, start, its, float(plan.mix.snr_db[position]))
+            signal, share = eam(
+                signal, cropped(partner), length, start, its, float(plan.mix.snr_db[position]), out=signal
+            )
             target = mix_labels(target, fold.targets[plan.rows[partner]], share)
         return signal, target
 
@@ -97,7 +99,7 @@ def lhotse_loader(feed: Feed, paths: list[Path]) -> Iterable[Any]:
                     other = cuts[rng.integers(len(cuts))].load_audio()[0]
                     length = min(1 + int(rng.integers((len(signal) - 1) // 2)), len(other))
                     start, its = rng.integers(len(signal) - length + 1), rng.integers(len(other) - length + 1)
-                    signal, share = eam(signal, other, length, int(start), int(its), rng.uniform(-5, 10))
+                    signal, share = eam(signal, other, length, int(start), int(its), rng.uniform(-5, 10), out=signal)
                     target = mix_labels(target, feed.of.targets[1], share)
                 items.append((signal, target))
             return pad(items)

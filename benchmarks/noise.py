@@ -8,7 +8,7 @@ import soundfile
 
 from sermll.audio import SAMPLE_RATE_HZ
 from sermll.feed import FoldData
-from sermll.shards import UTTERANCE_FIELDS, write_shard
+from sermll.shards import UTTERANCE_FIELDS, ShardFile, file_sha256, write_shard
 
 PER_SHARD = 128
 CLASSES = tuple("abcd")
@@ -46,8 +46,9 @@ def write_fold(folder: Path, audio: list[np.ndarray], scored: int = 2) -> FoldDa
     files = []
     for start in range(0, len(audio), PER_SHARD):
         rows = [empty | facts | {"num_samples": len(x), "audio": x} for x in audio[start : start + PER_SHARD]]
-        files.append(folder / f"{len(files):05d}.arrow")
-        write_shard(files[-1], rows)
+        path = folder / f"{len(files):05d}.arrow"
+        write_shard(path, rows)
+        files.append(ShardFile(path, file_sha256(path)))
     numbers = np.arange(len(audio))
     ids = [str(number) for number in numbers]
     first_dev, first_test = len(audio) - scored, len(audio) - scored // 2

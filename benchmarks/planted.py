@@ -133,7 +133,7 @@ def search(task: tuple[int, Sampler]) -> tuple[int, Sampler, dict[str, Any], flo
         tree = resolve(BASE, {}, "the base").model_dump(mode="json")
         rules = Rules(sampler, "none", ("maximize",), seed, 1)
         with Study(folder, "planted", None, rules) as study:
-            study.begin([({}, params_of(SPACE, tree, {}))])
+            study.begin([({}, params_of(SPACE, tree))])
             while taken := study.take(TRIALS, lambda chooser: suggest(SPACE, tree, chooser)):
                 experiment = resolve(BASE, taken.overrides, "a trial")
                 value = train(folder / f"trial-{taken.number}", heard, experiment)["dev_ua"]

@@ -63,7 +63,7 @@ def under_ray(folder: Path, fold: FoldData, workers: int) -> list[dict[str, Any]
     shutil.rmtree(folder / "fold", ignore_errors=True)
     settings = experiment(folder, workers)
     job = loop.FoldJob("bench", "bench", settings.model_dump(mode="json"), 0, str(folder / "fold"))
-    failures = train_jobs([(job, fold)], "bench", folder / "lanes", lambda *_: None)
+    failures = train_jobs([(job, fold)], "bench", folder, lambda *_: None)
     assert not failures, failures
     return job.history()
 

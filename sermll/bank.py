@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sermll import bank_plan, config
 from sermll.audio import to_float
-from sermll.bank_plan import SCORED, UNMIXED, Entries, Recipe, plan_entries, size_bytes
+from sermll.bank_plan import SCORED, UNMIXED, Entries, Recipe, check_crops, check_mixup, plan_entries, size_bytes
 from sermll.errors import ConfigError, DataError, StorageError
 from sermll.feed import SPLITS, Batch, Feed, FoldData
 from sermll.files import naming, read_json, whole, write_json
@@ -35,7 +35,7 @@ from sermll.mixup import eam, mix_labels
 from sermll.pretrained import PretrainedEncoder
 from sermll.progress import Progress
 from sermll.shards import Waveforms, shard_name
-from sermll.storage import fetch
+from sermll.storage import fetch, locked
 
 FORMAT = 1
 """Version of the draws and the layout below; raised whenever the same settings would give another bank."""
@@ -104,13 +104,15 @@ class Bank:
         facts = _facts(data, recipe, encoder.fingerprint, encoder.dim)
         folder = Path(root).expanduser().absolute() / facts["key"][:16]
         try:
-            fetch(folder)
-            if (folder / FACTS).exists():
-                sizes = read_json(folder / FACTS)["shards"]
-            else:
-                sizes = _fill(folder, data, recipe, encoder, device)
-            # Written anew in any case: the encoder's name, which trials are compared by, is the last builder's.
-            write_json(folder / FACTS, {**facts, "shards": sizes})
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder / ".building"):  # of several drivers one encodes, the others find it done
+                fetch(folder)
+                if (folder / FACTS).exists():
+                    sizes = read_json(folder / FACTS)["shards"]
+                else:
+                    sizes = _fill(folder, data, recipe, encoder, device)
+                # Written anew in any case: the encoder's name, which trials are compared by, is the last builder's.
+                write_json(folder / FACTS, {**facts, "shards": sizes})
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written ({error}); the same command goes on from here") from None
         return cls.open(folder)
@@ -248,8 +250,8 @@ class Bank:
             ConfigError: the trial mixes in another way, within another range, or crops otherwise than the bank.
             DataError: the utterances are others than the bank's.
         """
-        self._check_mixup(feed.mixup)
-        self._check_crops(feed.data)
+        check_mixup(feed.mixup, self.facts["snr_db"])
+        check_crops(feed.data, self.facts)
         self._check_rows(feed.of)
         return (
             self.batch(feed, split, epoch, index, rank, workers)
@@ -269,24 +271,9 @@ class Bank:
         if differs:
             told = ", ".join(f"model.encoder.{key}={found.get(key)} (bank: {own.get(key)})" for key in differs)
             raise ConfigError(f"{self.folder}: the feature bank is of another encoder than the trial's: {told}")
-        self._check_mixup(experiment.mixup)
-        self._check_crops(experiment.data)
+        check_mixup(experiment.mixup, self.facts["snr_db"])
+        check_crops(experiment.data, self.facts)
         return PrecomputedFrames(self.dim)
-
-    def _check_mixup(self, mixup: config.EAM | config.LAM | config.NoMixup) -> None:
-        if isinstance(mixup, config.LAM):
-            raise ConfigError("mixup.kind=lam: not supported with a feature bank, whose mixes are of kind eam")
-        low, high = self.facts["snr_db"]
-        slack = 1e-6  # a search may compute the end of a range, and miss it by a rounding
-        if isinstance(mixup, config.EAM) and not low - slack <= mixup.snr_db[0] <= mixup.snr_db[1] <= high + slack:
-            raise ConfigError(
-                f"mixup.snr_db={list(mixup.snr_db)}: the feature bank has mixes from {low:g} to {high:g} dB alone"
-            )
-
-    def _check_crops(self, data: config.Data) -> None:
-        for name in ("crop_s", "eval_crop_s"):
-            if getattr(data, name) != self.facts[name]:
-                raise ConfigError(f"data.{name}={getattr(data, name):g}: the feature bank has {self.facts[name]:g}")
 
     def _check_rows(self, fold: FoldData) -> None:
         if self.rows[-1] >= len(fold.names) or _audio_hash(fold, self.rows) != self.facts["audio"]:

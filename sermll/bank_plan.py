@@ -72,6 +72,11 @@ class Recipe:
                 "model.encoder.layer=weighted: the weights of the layers are trained; a feature bank needs "
                 "layer=last or an index"
             )
+        if experiment.optim.precision != "fp32":
+            raise ConfigError(
+                f"optim.precision={experiment.optim.precision}: a feature bank is encoded in 32 bits, and the final "
+                "runs would hear others; give optim.precision=fp32"
+            )
         if mixes < 1:
             raise ConfigError(f"a feature bank needs one mix of each utterance at least, got {mixes}")
         config.validate(config.EAM, {"snr_db": snr_db}, "the SNR range of a feature bank")
@@ -79,10 +84,49 @@ class Recipe:
         crops = experiment.data
         return cls(encoder, crops.crop_s, crops.eval_crop_s, mixes, (low, high), experiment.seed)
 
+    def check(self, experiment: config.Experiment) -> None:
+        """Refuse settings that a bank of this recipe does not serve.
+
+        Raises:
+            ConfigError: the encoder, its precision, the crops or the mixup is another one.
+        """
+        own = Recipe.of(experiment, self.mixes, self.snr_db)
+        if own.encoder != self.encoder:
+            raise ConfigError("model.encoder: a trial with another encoder needs other features than the bank holds")
+        check_crops(experiment.data, {"crop_s": self.crop_s, "eval_crop_s": self.eval_crop_s})
+        check_mixup(experiment.mixup, self.snr_db)
+
     def stratum(self, mix: int) -> tuple[float, float]:
         """SNR range of a mix, in dB."""
         low, high = self.snr_db
         return low + (high - low) * mix / self.mixes, low + (high - low) * (mix + 1) / self.mixes
+
+
+def check_mixup(mixup: config.EAM | config.LAM | config.NoMixup, snr_db: tuple[float, float]) -> None:
+    """Refuse what a bank with mixes of this range cannot give.
+
+    Raises:
+        ConfigError: mixes of another kind, or outside the range.
+    """
+    if isinstance(mixup, config.LAM):
+        raise ConfigError("mixup.kind=lam: not supported with a feature bank, whose mixes are of kind eam")
+    low, high = snr_db
+    slack = 1e-6  # a search may compute the end of a range, and miss it by a rounding
+    if isinstance(mixup, config.EAM) and not low - slack <= mixup.snr_db[0] <= mixup.snr_db[1] <= high + slack:
+        raise ConfigError(
+            f"mixup.snr_db={list(mixup.snr_db)}: the feature bank has mixes from {low:g} to {high:g} dB alone"
+        )
+
+
+def check_crops(data: config.Data, held: Mapping[str, float]) -> None:
+    """Refuse crops that are not those a bank holds.
+
+    Raises:
+        ConfigError: naming the first that differs.
+    """
+    for name in ("crop_s", "eval_crop_s"):
+        if getattr(data, name) != held[name]:
+            raise ConfigError(f"data.{name}={getattr(data, name):g}: the feature bank has {held[name]:g}")
 
 
 def plan_entries(

@@ -2,6 +2,7 @@
 
 A campaign file names an experiment and axes; a cell is one value of each axis, a set of overrides. Cells whose run is
 finished are skipped, interrupted ones go on, whoever began them: a run is named by its settings and data alone.
+A campaign's name stands for its cells: it may grow by more of them, and is refused others.
 
     runs/campaign-<name>/
       campaign.json          the cells: labels, overrides, run folder, failures
@@ -9,31 +10,32 @@ finished are skipped, interrupted ones go on, whoever began them: a run is named
       predictions/           all cells' predictions on test speakers, one Parquet data set
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
-from sermll import __version__
+from sermll import __version__, tally
 from sermll.cluster import connected, lanes_here
-from sermll.config import Experiment, Section, read_yaml, resolve, validate, with_overrides
-from sermll.errors import ConfigError, SermllError
+from sermll.config import Experiment, Resources, Section, read_yaml, resolve, validate, with_overrides
+from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.files import write_json
 from sermll.loop import FoldJob
 from sermll.results import finished_folds, gather, gathered
-from sermll.schedule import train_jobs
+from sermll.schedule import LOCK, train_jobs
 from sermll.source import code_version
-from sermll.storage import address, place
+from sermll.storage import address, fetch, locked, place
 from sermll.store import store
-from sermll.tally import read as read_campaign
 from sermll.track import CampaignTracker
 from sermll.train import Designs, Run
 
 SHOWN_FAULTS = 10
+Kind = Literal["campaign", "matrix"]
 
 
 class CampaignBase(Section):
@@ -81,6 +83,8 @@ def _title(labels: Mapping[str, str]) -> str:
 class Campaign:
     """Cells, before anything is opened."""
 
+    kind: Kind
+    """How it is counted and shown."""
     name: str
     runs: Path
     axes: Mapping[str, tuple[str, ...]]
@@ -99,14 +103,16 @@ def load_campaign(path: Path, overrides: Mapping[str, Any]) -> Campaign:
         ConfigError: the file, or a cell of it, is not valid; every faulty cell is named.
     """
     file = validate(CampaignFile, read_yaml(path, "campaign"), f"{path}: not a valid campaign")
-    return campaign_of(file, file.axes, path, overrides)
+    return campaign_of("campaign", file, file.axes, path, overrides)
 
 
-def campaign_of(file: CampaignBase, axes: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> Campaign:
+def campaign_of(
+    kind: Kind, file: CampaignBase, axes: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]
+) -> Campaign:
     """The campaign with these axes; see `load_campaign`."""
     base = read_yaml(path.parent / file.experiment, "experiment")
     valued = {axis: _values(axis, values) for axis, values in axes.items()}
-    _check_axes(valued, overrides)
+    _check_axes(valued, file.overrides, overrides)
     everywhere = {"name": file.name, **file.overrides, **overrides}
     tree = with_overrides(base, everywhere)
     cells, faults = [], []
@@ -122,7 +128,8 @@ def campaign_of(file: CampaignBase, axes: Mapping[str, Any], path: Path, overrid
     runs = {place(cell.experiment.tracking.runs).absolute() for cell in cells}
     if len(runs) > 1:
         raise ConfigError(f"{path}: tracking.runs must be the same in every cell, found {', '.join(map(str, runs))}")
-    return Campaign(file.name, runs.pop(), {axis: tuple(values) for axis, values in valued.items()}, tuple(cells))
+    named_values = {axis: tuple(values) for axis, values in valued.items()}
+    return Campaign(kind, everywhere["name"], runs.pop(), named_values, tuple(cells))
 
 
 def _values(axis: str, values: Mapping[str, Mapping[str, Any]] | Sequence[Any]) -> dict[str, Mapping[str, Any]]:
@@ -138,8 +145,17 @@ def _values(axis: str, values: Mapping[str, Mapping[str, Any]] | Sequence[Any]) 
     return named
 
 
-def _check_axes(axes: Mapping[str, Mapping[str, Mapping[str, Any]]], overrides: Mapping[str, Any]) -> None:
-    """Every setting is one axis's business: what two of them set, or the command line too, would silently be lost."""
+def _check_axes(
+    axes: Mapping[str, Mapping[str, Mapping[str, Any]]], everywhere: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Every setting is one axis's business: what two of them set, or the command line too, would silently be lost.
+
+    So would what the file sets `everywhere`, where every value of an axis sets it too.
+    """
+    for axis, values in axes.items():
+        for key in everywhere:
+            if all(key in settings for settings in values.values()):
+                raise ConfigError(f"overrides sets {key}, and so does every value of axes.{axis}; take it out of one")
     owner = dict.fromkeys(overrides, "the command line")
     for axis, values in axes.items():
         for key in dict.fromkeys(key for settings in values.values() for key in settings):
@@ -172,7 +188,48 @@ class Plan:
                 faults.append(f"cell {cell.title}: {error}")
         if faults:
             raise ConfigError("\n".join([f"{len(faults)} cells cannot be run", *faults[:SHOWN_FAULTS]]))
-        return cls(campaign, tuple(runs))
+        plan = cls(campaign, tuple(runs))
+        plan._check_cells()
+        plan.check_table()
+        return plan
+
+    def _check_cells(self) -> None:
+        """Refuse cells that are one run, or one fold of it."""
+        owners: dict[Path, Mapping[str, str]] = {}
+        for cell, run in zip(self.campaign.cells, self.runs, strict=True):
+            folds = ((Path(job.folder), cell.labels) for job, _ in run.jobs)
+            for folder, labels in ((run.folder, cell.run_labels), *folds):
+                owner = owners.setdefault(folder, labels)
+                if owner != labels:
+                    raise ConfigError(
+                        f"cells {_title(owner)} and {_title(labels)} are one run, {folder.name}: what differs between "
+                        "them has no effect; take one of them out of the axes"
+                    )
+
+    def check_table(self) -> None:
+        """Refuse a name whose table would lose folds that are finished.
+
+        Raises:
+            ConfigError: the folder is that of a campaign with finished folds that this one has not.
+        """
+        path = self.campaign.folder / "campaign.json"
+        fetch(path)
+        if not path.is_file():
+            return
+        asked = {(run.id, job.fold) for run in self.runs for job, _ in run.jobs}
+        lost = [
+            f"{_title(cell['labels'] | {'fold': fold})}, run {cell['run_id']}"
+            for cell in tally.read(self.campaign.folder)["cells"]
+            if any((cell["run_id"], fold) not in asked for fold in cell["folds"])
+            for fold in tally.finished(cell)
+            if (cell["run_id"], fold) not in asked
+        ]
+        if lost:
+            raise ConfigError(
+                f"{address(self.campaign.folder)}: its table holds {len(lost)} finished folds that this campaign has "
+                f"not ({lost[0]} is the first) and would lose them. Other settings are another campaign: give it a "
+                "name of its own, name=...; or delete that folder, the runs are kept"
+            )
 
     @property
     def done(self) -> list[bool]:
@@ -182,6 +239,7 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """The campaign as JSON, for whoever reads its results."""
         return {
+            "kind": self.campaign.kind,
             "name": self.campaign.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "code": {"version": __version__, **code_version()},
@@ -215,20 +273,29 @@ class Plan:
 
     def _time(self) -> str:
         """How long what is left may take, from the folds that are finished."""
-        left = [(run, job) for run in self.runs for job, _ in run.unfinished]
+        left = {job.folder: (run, job) for run in self.runs for job, _ in run.unfinished}
         if not left:
             return "nothing is left to train"
-        measured = {run.id: [fold["wall_s"] for fold in finished_folds(run.folder)] for run in self.runs}
-        known = [seconds for run_seconds in measured.values() for seconds in run_seconds]
+        epoch_s = {  # of each finished fold
+            run.id: [fold["wall_s"] / fold["epochs"] for fold in finished_folds(run.folder)] for run in self.runs
+        }
+        known = [seconds for of_run in epoch_s.values() for seconds in of_run]
         if not known:
             return "time: not known before a fold is finished"
-        mean = sum(known) / len(known)
-        hours = (
-            sum(sum(measured[run.id]) / len(measured[run.id]) if measured[run.id] else mean for run, _ in left) / 3600
-        )
+        groups: dict[Resources, list[float]] = {}  # trained one after the other
+        for run, job in left.values():
+            typical_s = epoch_s[run.id] or known
+            epochs = run.experiment.optim.epochs - len(job.history())
+            left_s = epochs * sum(typical_s) / len(typical_s)
+            groups.setdefault(run.experiment.resources, []).append(left_s)
+        hours = sum(map(sum, groups.values())) / 3600
         told = f"time: {hours:.1f} h of training left, going by {len(known)} finished folds"
-        at_once = lanes_here(self.runs[0].experiment.resources)
-        return told + (f"; {hours / at_once:.1f} h on this machine, {at_once} at once" if at_once else "")
+        at_once = [min(lanes_here(resources) or 0, len(folds)) for resources, folds in groups.items()]
+        if not all(at_once):
+            return told
+        # No more at once than there are folds, and not less than the longest of them.
+        wall_s = sum(max(sum(folds) / lanes, max(folds)) for lanes, folds in zip(at_once, groups.values(), strict=True))
+        return f"{told}; {wall_s / 3600:.1f} h on this machine, {max(at_once)} at once"
 
 
 def _need(run: Run) -> str:
@@ -265,35 +332,74 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], tuple[Any, Path]]) 
         build: counts what the campaign's folder holds and writes the page.
 
     Raises:
-        SermllError: settings, data, folds or the cluster do not go together. What was finished is kept.
+        SermllError: settings, data, folds or the cluster do not go together. What was finished is kept, and counted.
     """
     plan = Plan.of(campaign)
-    for run in plan.runs:
-        run.open()
-    description = plan.describe()
-    campaign.folder.mkdir(parents=True, exist_ok=True)
-    write_json(campaign.folder / "campaign.json", description)
-    read_campaign(campaign.folder)  # cells that turn out to be one run are told before they are trained
-    cells = zip(campaign.cells, plan.runs, strict=True)
-    tracker = CampaignTracker.of(
-        campaign.folder, ((cell.experiment, run.folder, cell.run_labels) for cell, run in cells)
-    )
-    failures: dict[FoldJob, str] = {}
-    # The first fold of every cell comes before the second of any, so that a campaign that is cut short compares all.
-    work = {(str(run.folder), job.fold): (job, data) for run in plan.runs for job, data in run.unfinished}
-    ordered = sorted(work.values(), key=lambda pair: (pair[0].fold, pair[0].settings["seed"]))
-    if ordered:
-        with connected():
-            failures = train_jobs(ordered, campaign.name, campaign.folder / ".lanes", tracker.watch)
-    for cell, run in zip(description["cells"], plan.runs, strict=True):
-        folds = {job.fold: why for job, why in failures.items() if Path(job.folder).parent == run.folder}
-        cell["failed"] = {str(fold): why.splitlines()[0] for fold, why in folds.items() if fold in cell["folds"]}
-    write_json(campaign.folder / "campaign.json", description)
-    for folder in dict.fromkeys(run.folder for run in plan.runs):
-        if finished_folds(folder) and not gathered(folder):
-            gather(folder)
-    store(campaign.folder)
-    found, page = build(campaign.folder)
-    told = tuple(f"{job.title}: {why.splitlines()[0]}" for job, why in failures.items())
-    faults = tracker.finish()
-    return Outcome(campaign.folder, found, page, len(plan.runs), sum(plan.done), told, faults)
+    with _alone(campaign.folder):
+        plan.check_table()  # again: another command may have ended since
+        for run in plan.runs:
+            run.open()
+        description = plan.describe()
+        write_json(campaign.folder / "campaign.json", description)
+        cells = zip(campaign.cells, plan.runs, strict=True)
+        tracker = CampaignTracker.of(
+            campaign.folder, ((cell.experiment, run.folder, cell.run_labels) for cell, run in cells)
+        )
+        failures: dict[FoldJob, str] = {}
+        # The first fold of every cell comes before the second of any, so that one that is cut short compares all.
+        work = {(str(run.folder), job.fold): (job, data) for run in plan.runs for job, data in run.unfinished}
+        ordered = sorted(work.values(), key=lambda pair: (pair[0].fold, pair[0].settings["seed"]))
+        if ordered:
+            try:
+                with connected():
+                    failures = train_jobs(ordered, campaign.name, campaign.folder, tracker.watch)
+            except SermllError:
+                with suppress(SermllError, OSError):  # what is told is why training came to an end
+                    count(campaign.folder, build)
+                raise
+        for cell, run in zip(description["cells"], plan.runs, strict=True):
+            folds = {job.fold: why for job, why in failures.items() if Path(job.folder).parent == run.folder}
+            cell["failed"] = {str(fold): why.splitlines()[0] for fold, why in folds.items() if fold in cell["folds"]}
+        write_json(campaign.folder / "campaign.json", description)
+        found, page = count(campaign.folder, build)
+        told = tuple(f"{job.title}: {why.splitlines()[0]}" for job, why in failures.items())
+        return Outcome(campaign.folder, found, page, len(plan.runs), sum(plan.done), told, tracker.finish())
+
+
+def count(folder: Path, build: Callable[[Path], tuple[Any, Path]]) -> tuple[Any, Path]:
+    """Gather what a campaign's runs have finished so far, and count it; it may be in training.
+
+    Args:
+        folder: `runs/campaign-<name>`.
+        build: counts what it holds and writes the page.
+
+    Returns:
+        What `build` gave.
+
+    Raises:
+        DataError: no campaign, or a file in it or in a run is damaged.
+    """
+    runs = dict.fromkeys(place(cell["run_dir"]) for cell in tally.read(folder)["cells"])
+    with locked(folder / ".counting"):
+        for run in runs:
+            if finished_folds(run) and not gathered(run):
+                gather(run)
+        store(folder)
+        return build(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make the campaign's folder, and keep other commands from writing into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SermllError(f"{folder}: cannot be written ({error}); give another tracking.runs") from None
+    with locked(folder / LOCK, wait=False) as held:
+        if not held:
+            who = (folder / LOCK).read_text(encoding="utf-8").strip()
+            raise TrainingError(
+                f"{address(folder)}: another command is running this campaign ({who}); wait for it, or stop it; "
+                "another campaign needs a name of its own, name=..."
+            )
+        yield

@@ -289,17 +289,17 @@ def _rest(found: Tally) -> Iterator[Html]:
         yield page.table(("row", "which and why"), failed, words=(0, 1))
     yield tag("h3", "Cost in hours")
     rows = [
-        (name, group.title, *_hours(row.cost))
+        (name, group.title, *hours(row.cost))
         for group in found.groups
         for name, row in zip(group.names, group.rows, strict=True)
     ]
     total = sum((row.cost for row in found.rows), Cost())
     header = ("row", "group", "wall clock", "training", "CPU", "GPU")
-    yield page.table(header, [*rows, ("all", "", *_hours(total))], words=(0, 1))
+    yield page.table(header, [*rows, ("all", "", *hours(total))], words=(0, 1))
     yield tag(
         "p",
         "Wall clock is summed over folds, though they may have been trained side by side. CPU and GPU hours are those "
-        "of training, times workers and what each of them held; a dash where the settings left it to the cluster.",
+        "of training, times what the workers held; a dash where an earlier version did not tell.",
     )
     yield tag("h3", "To do it again")
     everywhere, cells = _overrides(campaign["cells"])
@@ -410,7 +410,8 @@ def _stacked(record: Json, key: str) -> object:
     return Html(percent(record[key]) + below)
 
 
-def _hours(cost: Cost) -> tuple[str, ...]:
+def hours(cost: Cost) -> tuple[str, ...]:
+    """Wall clock, training, CPU and GPU hours as they are printed."""
     return tuple(
         "—" if hours is None else f"{hours:.2f}" for hours in (cost.wall_h, cost.train_h, cost.cpu_h, cost.gpu_h)
     )

@@ -7,6 +7,7 @@ last, which holds the caller's notes and the SHA-256 of every other file.
 
 import json
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sermll.errors import CheckpointError
+from sermll.errors import CheckpointError, StorageError
 from sermll.shards import file_sha256
-from sermll.storage import fetch, remove, send
+from sermll.storage import fetch, machine, remove, send
 
 FORMAT = 1
 NOTES = "checkpoint.json"
+SETTLE_S = 60.0
+"""How long a machine may see a shared folder as it was; NFS remembers what it has read for so long."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def newest(folder: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
     Raises:
         CheckpointError: a checkpoint belongs to another run than `run`.
     """
-    fetch(folder, exact=True)  # every worker is to find the same
+    fetch(folder, exact=True)
     faults: list[str] = []
     candidates: list[Checkpoint] = []
     for path in sorted(path for path in folder.glob("checkpoint_*") if path.is_dir()):
@@ -171,3 +174,26 @@ def newest(folder: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
     if foreign:
         raise CheckpointError(f"{foreign[0].path}: belongs to run {foreign[0].notes['run']}, not to {run}")
     return max(candidates, key=lambda checkpoint: checkpoint.notes["epoch"], default=None), faults
+
+
+def seen(chosen: Checkpoint) -> Checkpoint:
+    """A checkpoint that another machine has opened, as soon as this one sees it in the same place.
+
+    Raises:
+        StorageError: it sees none there, or another.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        try:
+            found = Checkpoint.open(chosen.path)
+            if found == chosen:
+                return found
+            what = f"{chosen.path} is another one there"
+        except CheckpointError as error:
+            what = str(error)
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{machine()} does not see the checkpoint that the first worker goes on from, after {SETTLE_S:g} s "
+                f"({what}); look whether all machines have the same folder there, and give the same command again"
+            )
+        time.sleep(1.0)

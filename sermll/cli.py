@@ -177,7 +177,13 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "jobs", _jobs, "the jobs of a Ray cluster", "sermll jobs logs train-20261123-081500-3f2a --follow"
     )
     _add_address(jobs)
-    jobs.add_argument("what", choices=("list", "logs", "stop"), help="show all, show what one has printed, end one")
+    jobs.add_argument(
+        "what",
+        nargs="?",
+        choices=("list", "logs", "stop"),
+        default="list",
+        help="show all, as without a word; show what one has printed; end one",
+    )
     jobs.add_argument("job", nargs="?", help="the id that `sermll submit` printed")
     jobs.add_argument("--follow", action="store_true", help="logs: until it ends; exit with its exit status")
 
@@ -185,10 +191,12 @@ def _parser() -> argparse.ArgumentParser:
         verbs,
         "report",
         _report,
-        "tables, pictures and one HTML page of one or several runs",
+        "tables, pictures and one HTML page of one or several runs, or of a campaign as far as it got",
         "sermll report runs/ravdess-0123456789ab",
     )
-    report.add_argument("runs", type=_place, nargs="+", metavar="RUN", help="folders printed by `sermll train`")
+    report.add_argument(
+        "runs", type=_place, nargs="+", metavar="RUN", help="folders printed by `sermll train`, or one of a campaign"
+    )
     report.add_argument("--out", type=_place, help="folder for the page; default: RUN/report, or report/ for several")
 
     compare = _verb(
@@ -274,7 +282,7 @@ def _add_address(verb: argparse.ArgumentParser) -> None:
 def _place(text: str) -> Path:
     try:
         return place(text)
-    except StorageError as error:
+    except (ConfigError, StorageError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
@@ -495,7 +503,10 @@ def _search(options: argparse.Namespace) -> int:
     search = load_search(options.search, parse_overrides(options.overrides))
     if options.dry_run:
         print(plan_text(search))
-        if not options.json:
+        if options.json:
+            asked = search.file.trials * len(search.studies)
+            _print_json({"study": address(search.folder), "trials": asked, "finished": search.finished()})
+        else:
             print(
                 f"next: {' '.join(['sermll search', str(options.search), *map(without_password, options.overrides)])}"
             )
@@ -510,8 +521,8 @@ def _search(options: argparse.Namespace) -> int:
         print(said, file=sys.stderr)
     if options.json:
         _print_json(outcome.as_json())
-    elif outcome.best:
-        print(f"next: sermll train {outcome.best[0]}")
+    else:
+        print("\n".join(f"next: sermll train {one}" for one in outcome.best))
     return 0
 
 
@@ -544,7 +555,12 @@ def _cells(
         else:
             print(f"next: {command}")
         return 0
-    outcome = run_campaign(campaign, build)
+    try:
+        outcome = run_campaign(campaign, build)
+    except KeyboardInterrupt:  # who interrupts does not want to wait for tables and pictures
+        if (campaign.folder / "campaign.json").exists():
+            print(f"\nsermll report {address(campaign.folder)} makes the table of what is finished", file=sys.stderr)
+        raise
     print(text(outcome.found))
     print(f"campaign {address(outcome.folder)}")
     print(f"page     {outcome.page}")
@@ -566,19 +582,43 @@ def _cells(
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from sermll.track import serve
+    from sermll.track import serve, stored
 
+    uri = stored(options.runs)
     print(f"http://127.0.0.1:{options.port} shows {options.runs} in some seconds; Ctrl-C ends it", flush=True)
-    return serve(options.runs, options.port)
+    return serve(uri, options.port)
 
 
 def _report(options: argparse.Namespace) -> int:
     from sermll.report import build, load, text_table
+    from sermll.storage import fetch
 
+    for folder in options.runs:
+        fetch(folder / "campaign.json")
+        if (folder / "campaign.json").is_file():
+            if len(options.runs) > 1 or options.out:
+                raise ConfigError(f"{address(folder)}: a campaign is reported by itself, into its own folder")
+            return _report_campaign(options)
     default = options.runs[0] / "report" if len(options.runs) == 1 else Path("report")
     page = build(options.runs, options.out or default)
     for run in options.runs:
         print(text_table(load(run)))
+    print(f"report   {page}")
+    if options.json:
+        _print_json({"report": str(page)})
+    return 0
+
+
+def _report_campaign(options: argparse.Namespace) -> int:
+    from sermll import campaign_page, matrix, tally
+    from sermll.campaign import count
+    from sermll.files import naming
+
+    (folder,) = options.runs
+    with naming(folder / "campaign.json"):
+        shown: Any = matrix if tally.read(folder)["kind"] == "matrix" else campaign_page
+    found, page = count(folder, shown.build)
+    print(shown.text(found))
     print(f"report   {page}")
     if options.json:
         _print_json({"report": str(page)})
@@ -663,17 +703,14 @@ def _submit(options: argparse.Namespace) -> int:
     if asked.verb in ("submit", "jobs", "ui"):
         raise ConfigError(f"{asked.verb} is for this machine; submit what trains, prepares or reports")
     here = Path.cwd()
-    for name in ("experiment", "campaign", "matrix", "search"):
-        file = getattr(asked, name, None)
-        if file is not None and (file.is_absolute() or not file.is_file() or here not in file.resolve().parents):
-            raise ConfigError(f"{file}: not a file below {here}, which is what is sent; give a relative path")
+    needed = _read_there(asked, here)
     missing = [name for name in options.env if name not in os.environ]
     if missing:
         raise ConfigError(f"--env {missing[0]}: not set here")
     jobs = Jobs(options.address)
     root = options.root or os.environ.get(ROOT) or str(here)
-    job = jobs.submit(options.command, here, root, {name: os.environ[name] for name in options.env})
-    print(f"job {job} at {jobs.address}")
+    job = jobs.submit(options.command, here, root, {name: os.environ[name] for name in options.env}, needed)
+    print(f"job {job} at {jobs.address}", flush=True)
     if options.follow:
         return _follow(jobs, job, options.json)
     if options.json:
@@ -681,6 +718,24 @@ def _submit(options: argparse.Namespace) -> int:
     else:
         print(f"next: sermll jobs logs {job} --follow --address {jobs.address}")
     return 0
+
+
+def _read_there(asked: argparse.Namespace, here: Path) -> list[Path]:
+    """Files below `here` that a command reads: its own, and the folds of an experiment or an audit."""
+
+    def below(file: Path) -> Path:
+        if file.is_absolute() or not file.is_file() or here not in file.resolve().parents:
+            raise ConfigError(f"{file}: not a file below {here}, which is what is sent; give a relative path")
+        return file
+
+    named = [getattr(asked, name, None) for name in ("experiment", "campaign", "matrix", "search")]
+    found = [below(file) for file in named if file is not None]
+    folds = asked.protocol if asked.verb == "audit" else ""
+    if asked.verb == "train":
+        from sermll.config import load_experiment, parse_overrides
+
+        folds = load_experiment(asked.experiment, parse_overrides(asked.overrides)).protocol.folds
+    return [*found, below(Path(folds))] if folds.endswith((".yaml", ".yml", ".json")) else found
 
 
 def _jobs(options: argparse.Namespace) -> int:
@@ -712,9 +767,13 @@ def _jobs(options: argparse.Namespace) -> int:
 
 def _follow(jobs: "Jobs", job: str, as_json: bool) -> int:
     """Show what a job prints, and give its exit status: 1 where it has none, because it was stopped."""
-    for text in jobs.follow(job):
-        print(text, end="", flush=True)
-    ended = jobs.find(job)
+    try:
+        for text in jobs.follow(job):
+            print(text, end="", flush=True)
+        ended = jobs.find(job)
+    except KeyboardInterrupt:
+        print(f"\n{jobs.goes_on(job)}; sermll jobs stop {job} ends it", file=sys.stderr)
+        return 130
     if ended.status != "SUCCEEDED":
         status = f"with exit status {ended.exit_code}" if ended.exit_code is not None else f"({ended.message})"
         why = "stopped" if ended.status == "STOPPED" else f"failed {status}"

@@ -28,16 +28,14 @@ QUIET = {
 
 
 def lanes_here(resources: Resources) -> int | None:
-    """How many folds this machine trains at once; None if another cluster is to be used."""
-    if os.environ.get("RAY_ADDRESS"):
+    """How many folds this machine trains at once; None if another cluster is to be used, or memory decides."""
+    if os.environ.get("RAY_ADDRESS") or resources.memory_gb:  # how much of it is Ray's, only Ray knows
         return None
-    fit = lanes_of(os.cpu_count() or 1, resources)
+    import torch
+
+    have = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    fit = _lanes(have, share(resources, _gpus_per_worker(resources, have)), resources)
     return fit if resources.parallel_folds == "auto" else min(fit, resources.parallel_folds)
-
-
-def lanes_of(cpus: float, resources: Resources) -> int:
-    """How many folds so many CPUs train at once."""
-    return _lanes({"CPU": cpus}, {"CPU": resources.cpus_per_worker}, resources)
 
 
 def _lanes(have: Mapping[str, float], each: Mapping[str, float], resources: Resources) -> int:

@@ -38,14 +38,15 @@ class Difference:
 
 
 def paired_difference(
-    first: ArrayLike, second: ArrayLike, folds: ArrayLike, seed: int, draws: int = DRAWS
+    first: ArrayLike, second: ArrayLike, folds: ArrayLike, speakers: ArrayLike, seed: int, draws: int = DRAWS
 ) -> Difference:
     """How much higher the UA of `second` is than that of `first`, on the same utterances.
 
     Args:
-        first: [S, C, C] counts, one matrix for each speaker.
+        first: [S, C, C] counts, one matrix for each fold and speaker.
         second: [S, C, C] counts of the same utterances.
-        folds: [S] the fold in which each speaker was tested.
+        folds: [S] the fold of each matrix.
+        speakers: [S] the speaker of each matrix; one of several folds is drawn, and swapped, in all of them at once.
         seed: of the draws.
         draws: how many, for the interval and for the test.
 
@@ -56,27 +57,40 @@ def paired_difference(
     folds = np.asarray(folds)
     if not np.array_equal(first.sum(axis=2), second.sum(axis=2)):
         raise DataError("the two runs were not tested on the same utterances with the same labels")
-    if len(first) < 2:
-        raise DataError(f"{len(first)} tested speakers are too few to compare runs; two at least are needed")
+    owner, count = metrics.numbered(speakers)
+    if count < 2:
+        raise DataError(f"{count} tested speakers are too few to compare runs; two at least are needed")
     generator = np.random.default_rng(seed)
-    speakers = len(first)
-    whole = np.ones((1, speakers))
+    whole = np.ones((1, len(first)))
     value = float((metrics.weighted_ua(whole, second, folds) - metrics.weighted_ua(whole, first, folds))[0])
-    weights = generator.multinomial(speakers, np.full(speakers, 1 / speakers), draws)
+    weights = generator.multinomial(count, np.full(count, 1 / count), draws)[:, owner]
     resampled = metrics.weighted_ua(weights, second, folds) - metrics.weighted_ua(weights, first, folds)
     low, high = np.quantile(resampled, [0.025, 0.975])
 
-    exact = speakers <= EXACT_SPEAKERS
-    swapped = np.array(list(product((0, 1), repeat=speakers))) if exact else generator.integers(0, 2, (draws, speakers))
-    permuted = _swapped_difference(swapped.astype(np.float64), first, second, folds)
+    exact = count <= EXACT_SPEAKERS
+    swapped = np.array(list(product((0, 1), repeat=count))) if exact else generator.integers(0, 2, (draws, count))
+    permuted = _swapped_difference(swapped[:, owner].astype(np.float64), first, second, folds)
     as_far = np.count_nonzero(np.abs(permuted) >= abs(value) - 1e-12)
     # Of all assignments, the one observed is among them; of draws, it is counted as one more.
     p = as_far / len(swapped) if exact else (as_far + 1) / (draws + 1)
     return Difference(value, float(low), float(high), float(p))
 
 
+def smallest_p(speakers: int) -> float:
+    """What the permutation test over so many speakers gives at least, however large a difference."""
+    return 2.0 ** (1 - speakers) if speakers <= EXACT_SPEAKERS else 1 / (DRAWS + 1)
+
+
+def too_few(speakers: int) -> str:
+    """What to say where so many tested speakers can show no difference; "" where they can."""
+    least = smallest_p(speakers)
+    if least < 0.05:
+        return ""
+    return f"{speakers} tested speakers show no difference, however large: p is {least:.3g} at least"
+
+
 def _swapped_difference(swapped: NDArray, first: NDArray, second: NDArray, folds: NDArray) -> NDArray[np.float64]:
-    """Difference of the mean UA, [draws], when the speakers with 1 in `swapped` [draws, S] change sides."""
+    """Difference of the mean UA, [draws], when the matrices with 1 in `swapped` [draws, S] change sides."""
     numbers = np.unique(folds)
     total = np.zeros(len(swapped))
     for fold in numbers:
@@ -149,10 +163,10 @@ def compare(runs: Sequence[Path]) -> Comparison:
             )
     classes = sorted(set(tables[0]["label"].to_pylist()).union(*(table["predicted"].to_pylist() for table in tables)))
     counted = [by_speaker(table, classes) for table in tables]
-    folds = counted[0][1]
+    _, folds, speakers = counted[0]
     whole = np.ones((1, len(folds)))
-    ua = [float(metrics.weighted_ua(whole, counts, folds)[0]) for counts, _ in counted]
-    differences = [paired_difference(counted[0][0], counts, folds, SEED) for counts, _ in counted[1:]]
+    ua = [float(metrics.weighted_ua(whole, counts, folds)[0]) for counts, *_ in counted]
+    differences = [paired_difference(counted[0][0], counts, folds, speakers, SEED) for counts, *_ in counted[1:]]
     return Comparison(tuple(runs), tuple(ua), tuple(differences), tuple(holm([one.p for one in differences])))
 
 

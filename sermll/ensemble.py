@@ -94,7 +94,7 @@ def ensemble(runs: Sequence[Path], out: Path, method: Method) -> Ensemble:
     devs = [member.dev for member in members if member.dev is not None]
     stacked = _fit(devs, classes) if method == "stack" else {}
     test = _join([member.test for member in members], classes, stacked)
-    counts, folds = results.by_speaker(test, classes)
+    counts, folds, speakers = results.by_speaker(test, classes)
     selected, by_fold = results.estimate(test, classes)
     theirs = [results.by_speaker(member.test, classes)[0] for member in members]
     ua = [float(metrics.weighted_ua(np.ones((1, len(folds))), each, folds)[0]) for each in theirs]
@@ -110,7 +110,7 @@ def ensemble(runs: Sequence[Path], out: Path, method: Method) -> Ensemble:
                 for member, name, value in zip(members, ids, ua, strict=True)
             ],
             "best": best,
-            "difference": vars(paired_difference(theirs[best], counts, folds, SEED)),
+            "difference": vars(paired_difference(theirs[best], counts, folds, speakers, SEED)),
             "stack": [
                 {"fold": fold, "weights": weights.tolist(), "temperature": temperature}
                 for fold, (weights, temperature) in stacked.items()

@@ -171,13 +171,14 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
             targets[place] = label(position)
             continue
         if isinstance(feed.mixup, config.EAM):
-            row[:], share = eam(
-                cropped(position),
+            _, share = eam(
+                cropped(position, row),
                 cropped(partner),
                 int(plan.mix.mix_length[position]),
                 int(plan.mix.start[position]),
                 int(plan.mix.partner_start[position]),
                 float(plan.mix.snr_db[position]),
+                out=row,
             )
         else:
             row[:], share = lam(cropped(position), cropped(partner))

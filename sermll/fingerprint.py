@@ -40,6 +40,7 @@ LEAST_FRAMES = 80
 _WINDOW = 512
 _HOP = 80
 _LAG = 4  # frames between the two that are compared
+_ROUNDING = 1e-6  # of the energies: a smaller change may be the matrix product's, which rounds equal rows differently
 _BITS = 32
 _LOW_HZ, _HIGH_HZ = 300.0, 3000.0  # what a telephone lets through
 _QUIET_DB = 30.0  # below the loudest frame: not compared
@@ -68,7 +69,8 @@ def fingerprint(samples: NDArray[np.int16]) -> Words:
     spectrum: NDArray[np.complex64] = np.asarray(rfft(frames * np.hanning(_WINDOW).astype(np.float32)))
     energy = (spectrum.real**2 + spectrum.imag**2) @ _bands()  # single precision throughout, for speed
     difference = np.diff(energy, axis=1)
-    grows = difference[_LAG:] > difference[:-_LAG]
+    pairs = energy[:, 1:] + energy[:, :-1]
+    grows = difference[_LAG:] - difference[:-_LAG] > _ROUNDING * (pairs[_LAG:] + pairs[:-_LAG])
     level = energy.sum(axis=1)
     loud = level > level.max() * 10 ** (-_QUIET_DB / 10)
     words = grows @ (1 << np.arange(_BITS, dtype=np.uint32))

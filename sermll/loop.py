@@ -118,23 +118,28 @@ def train_fold(
 
     averaged = copy.deepcopy(system) if settings.optim.average else None
 
-    resumed, faults = checkpoint.newest(job.checkpoints, job.run)
+    resumed, faults = _chosen(job, rank, device)
     history: list[dict[str, Any]] = []
+    before_s = 0.0
     begun, random = Sums(), {}
-    if resumed is not None:
-        resumed.load_into(system, "model" if averaged is None else "trained")
-        if averaged is not None:
-            resumed.load_into(averaged)
-        optimizer.load_state_dict(resumed.optimizer())
-        history = resumed.notes["history"]
-        if "begun" in resumed.notes:  # it was left within the epoch after these
-            begun, random = Sums.of(resumed.notes["begun"], device), resumed.tensors(RANDOM)
-        with _storing(device):
+    with agreed(device):
+        if resumed is not None:
+            resumed.load_into(system, "model" if averaged is None else "trained")
+            if averaged is not None:
+                resumed.load_into(averaged)
+            optimizer.load_state_dict(resumed.optimizer())
+            history = resumed.notes["history"]
+            before_s = resumed.notes.get("wall_s", 0.0)  # an earlier version did not tell
+            if "begun" in resumed.notes:  # it was left within the epoch after these
+                begun, random = Sums.of(resumed.notes["begun"], device), resumed.tensors(RANDOM)
             if rank == 0:  # a kill may have come between the checkpoint and this file
                 write_json(Path(job.folder) / "history.json", history)
     parallel = _parallel(system, device)
     ids = data.names["id"].to_pylist()
     modules = {"model": system} if averaged is None else {"model": averaged, "trained": system}
+
+    def wall_s() -> float:
+        return before_s + time.monotonic() - started
 
     def step() -> Step:
         taken = Step(system, optimizer, settings.optim.clip_norm)
@@ -152,6 +157,7 @@ def train_fold(
             row: dict[str, Any] = {
                 "epoch": epoch,
                 "workers": workers,
+                **held_by_worker(settings.resources, device),
                 **rates,
                 "padding_share": feed.plan("train", epoch).padding_share(),
             }
@@ -164,9 +170,9 @@ def train_fold(
                     sums = train_epoch(parallel, step, rest, device, ids, begun, leave)
                     if sums.batches < num_batches:
                         notes, states = sums.notes(), _random_states(device)
-                        with _storing(device):
+                        with agreed(device):
                             if rank == 0:
-                                _keep_begun(job, modules, optimizer, history, notes, states)
+                                _keep_begun(job, modules, optimizer, history, notes, states, wall_s())
                         return faults
                     row |= sums.means()
                     begun = Sums()
@@ -181,35 +187,54 @@ def train_fold(
                     row |= {"dev_loss": scores.loss(), "dev_ua": metrics.ua(counts), "dev_wa": metrics.wa(counts)}
                     row |= {name: float(row[name]) for name in ("dev_ua", "dev_wa")}
             history.append(row)
-            with _storing(device):
+            with agreed(device):
                 if rank == 0:
                     tables = {
                         name: predictions_table(job.fold, data, scored[split])
                         for name, split in ((PREDICTIONS, "test"), (DEV_PREDICTIONS, "dev"))
                     }
-                    _keep(job, modules, optimizer, history, tables)
+                    _keep(job, modules, optimizer, history, tables, wall_s())
             if stop(history) or leave():
                 return faults
-    with _storing(device):
+    with agreed(device):
         if rank == 0:
-            _finish(job, time.monotonic() - started)
+            _finish(job, wall_s())
     return faults
 
 
 @contextmanager
-def _storing(device: torch.device) -> Iterator[None]:
-    """Where the first worker writes: all of them stop when it cannot, as no restart would mend that."""
-    fault: list[SermllError | None] = [None]
+def agreed(device: torch.device) -> Iterator[None]:
+    """What some worker may be unable to do, with files mostly: all of them stop then, as no restart would mend that."""
+    fault: SermllError | None = None
     try:
         yield
     except SermllError as error:
-        fault = [error]
+        fault = error
     except OSError as error:
-        fault = [StorageError(f"{error}; make room or mend the storage, and the same command goes on from here")]
+        fault = StorageError(f"{error}; make room or mend the storage, and the same command goes on from here")
+    told = [fault]
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(fault, device=device)
-    if fault[0] is not None:
-        raise fault[0]
+        first = torch.tensor(dist.get_rank() if fault is not None else dist.get_world_size(), device=device)
+        dist.all_reduce(first, dist.ReduceOp.MIN)
+        if int(first) < dist.get_world_size():
+            dist.broadcast_object_list(told, int(first), device=device)
+    if told[0] is not None:
+        raise told[0]
+
+
+def _chosen(job: FoldJob, rank: int, device: torch.device) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """The checkpoint that all workers go on from; the first chooses, since others may see a shared folder later."""
+    told: list[Any] = [None, []]
+    with agreed(device):
+        if rank == 0:
+            told = list(checkpoint.newest(job.checkpoints, job.run))
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(told, device=device)
+    resumed, faults = told
+    with agreed(device):
+        if rank > 0 and resumed is not None:
+            resumed = checkpoint.seen(resumed)
+    return resumed, faults
 
 
 def _keep(
@@ -218,6 +243,7 @@ def _keep(
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, Any]],
     tables: Mapping[str, pa.Table],
+    wall_s: float,
 ) -> None:
     """Write the epoch's checkpoint and the history; keep the chosen epoch's checkpoint and the two latest.
 
@@ -228,7 +254,8 @@ def _keep(
     with checkpoint.writing(job.checkpoints, latest) as folder:
         for name, table in tables.items():
             pq.write_table(table, folder / name)
-        checkpoint.save(folder, modules, optimizer, {"run": job.run, "epoch": latest, "history": history})
+        notes = {"run": job.run, "epoch": latest, "history": history, "wall_s": wall_s}
+        checkpoint.save(folder, modules, optimizer, notes)
     checkpoint.keep_only(job.checkpoints, {latest, latest - 1, int(np.argmax(scores))})
     write_json(Path(job.folder) / "history.json", history)
 
@@ -240,10 +267,11 @@ def _keep_begun(
     history: list[dict[str, Any]],
     begun: dict[str, Any],
     states: dict[str, torch.Tensor],
+    wall_s: float,
 ) -> None:
     """Write a checkpoint within the epoch after those of the history; the epoch's own takes its place later."""
     with checkpoint.writing(job.checkpoints, len(history)) as folder:
-        notes = {"run": job.run, "epoch": len(history), "history": history, "begun": begun}
+        notes = {"run": job.run, "epoch": len(history), "history": history, "wall_s": wall_s, "begun": begun}
         checkpoint.save(folder, modules, optimizer, notes, {RANDOM: states})
 
 
@@ -271,8 +299,11 @@ def _go_on(
             torch.cuda.set_rng_state(states[f"cuda.{rank}"], device)
 
 
-def _finish(job: FoldJob, seconds: float) -> None:
-    """Take the predictions of the chosen and of the last epoch out of their checkpoints; write result.json last."""
+def _finish(job: FoldJob, wall_s: float) -> None:
+    """Take the predictions of the chosen and of the last epoch out of their checkpoints; write result.json last.
+
+    `wall_s` is that of all attempts, each as far as its checkpoints got.
+    """
     folder, history = Path(job.folder), job.history()
     best = int(np.argmax(selection_scores(job.settings["protocol"]["select"], history)))
     chosen, last = (checkpoint.of_epoch(job.checkpoints, epoch) for epoch in (best, len(history) - 1))
@@ -287,9 +318,15 @@ def _finish(job: FoldJob, seconds: float) -> None:
         "best_checkpoint": f"checkpoints/{chosen.path.name}",
         "last_checkpoint": f"checkpoints/{last.path.name}",
         "seconds": round(sum(row["train_s"] + row["eval_s"] for row in history), 1),
-        "wall_s": round(seconds, 1),
+        "wall_s": round(wall_s, 1),
     }
     write_json(folder / "result.json", result)
+
+
+def held_by_worker(resources: config.Resources, device: torch.device) -> dict[str, Any]:
+    """What each worker holds, by history column: what an epoch costs is told by it."""
+    gpus = float(device.type == "cuda") if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
+    return {"device": device.type, "cpus_per_worker": resources.cpus_per_worker, "gpus_per_worker": gpus}
 
 
 def selection_scores(rule: str, history: list[dict[str, Any]]) -> list[float]:

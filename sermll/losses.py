@@ -236,15 +236,15 @@ class Objective(nn.Module):
         """
         losses = self.losses
         labels = target.argmax(dim=-1)
-        uniform = math.log(logits.shape[-1])  # KL of a one-hot label to the uniform distribution
+        auto = auto_weight(logits.shape[-1])
         terms: dict[str, Tensor] = {}
         weights: dict[str, float | Tensor] = {}
         if losses.kl:
             terms["kl"] = kl(logits, target)
-            weights["kl"] = _weight(losses.kl.weight, 1 / uniform)
+            weights["kl"] = _weight(losses.kl.weight, auto)
         if losses.focal:
             terms["focal"] = focal(logits, target, losses.focal.gamma)
-            weights["focal"] = _weight(losses.focal.weight, 1 / uniform)
+            weights["focal"] = _weight(losses.focal.weight, auto)
         if losses.center and self.centers is not None:
             terms["center"] = center_distance(z, self.centers, labels)
             weights["center"] = losses.center.weight
@@ -260,6 +260,11 @@ class Objective(nn.Module):
             for name, weight in weights.items()
         }
         return {**terms, **used, "loss": total}
+
+
+def auto_weight(num_classes: int) -> float:
+    """The weight of KL and focal loss at "auto": one over the KL of a one-hot label to the uniform distribution."""
+    return 1 / math.log(num_classes)
 
 
 def _weight(setting: float | Literal["auto"], auto: float | Tensor) -> float | Tensor:

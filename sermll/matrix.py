@@ -8,7 +8,7 @@ All of them tell the same classes apart, and every interval is over the test spe
 """
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from sermll import page, pictures
+from sermll import page, pictures, tally
 from sermll.campaign import Campaign, CampaignBase, campaign_of
+from sermll.campaign_page import hours
 from sermll.config import Data, Protocol, read_yaml, validate
 from sermll.design import Design
 from sermll.files import read_json, write_json
@@ -30,6 +31,7 @@ from sermll.storage import place, send
 from sermll.tables import latex, markdown, with_interval
 
 WITHIN, FROM_ONE, FROM_OTHERS = "within", "from one corpus", "from all others"
+SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro F1"}
 OTHERS = "all others"
 """Title of the last row."""
 CORNER = "trained on"
@@ -54,7 +56,26 @@ class Cell:
     speakers: int
     scores: dict[str, Any]
     """`value`, `low` and `high` of ua, wa and macro_f1."""
+    labels: Mapping[str, Sequence[str]]
+    """Its label space: each class and the labels that it takes, of the corpora trained on and tested."""
     way: Literal["within", "from one corpus", "from all others"]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        ends = {"": "value", "_low": "low", "_high": "high"}
+        scores = {f"{name}{end}": self.scores[name][key] for name in SCORES for end, key in ends.items()}
+        told = {"train": self.train, "test": self.test, "how": self.way}
+        return told | {"utterances": self.utterances, "speakers": self.speakers, "labels": self.labels} | scores
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of the matrix: of one or several cells."""
+
+    title: str
+    failures: tuple[str, ...]
+    """Fold and the first line of why."""
+    cost: tally.Cost
 
 
 @dataclass(frozen=True)
@@ -65,8 +86,9 @@ class Matrix:
     rows: tuple[str, ...]
     """What is trained on: each corpus and, of three or more, all others."""
     classes: dict[str, list[str]]
-    """The label space: each class and the labels that it takes."""
+    """The label space: each class and the labels that it takes in all corpora together."""
     cells: tuple[Cell, ...]
+    parts: tuple[Part, ...]
 
     def cell(self, train: str, test: str) -> Cell | None:
         """A cell, None if it is not finished."""
@@ -85,6 +107,7 @@ class Matrix:
             "ua": self.grid("value"),
             "ua_low": self.grid("low"),
             "ua_high": self.grid("high"),
+            "cells": [cell.as_json() for cell in self.cells],
         }
 
 
@@ -109,15 +132,15 @@ def load_matrix(path: Path, overrides: dict[str, Any]) -> Campaign:
     parts[FROM_ONE] = {**together, "protocol.folds": "one_corpus"}
     if len(file.corpora) > 2:  # of two, all others are one corpus
         parts[FROM_OTHERS] = {**together, "protocol.folds": "corpus"}
-    return campaign_of(file, {"part": parts}, path, overrides)
+    return campaign_of("matrix", file, {"part": parts}, path, overrides)
 
 
 def read_matrix(campaign_dir: Path) -> Matrix:
     """The matrix of a campaign's finished cells."""
-    told = read_json(campaign_dir / "campaign.json")
+    told = tally.read(campaign_dir)
     runs = {cell["labels"]["part"]: place(cell["run_dir"]) for cell in told["cells"]}
     facts = read_json(runs[FROM_ONE] / "run.json")
-    corpora = tuple(facts["data"]["corpus"].split("+"))
+    corpora = tuple(fold["train_corpora"][0] for fold in facts["protocol"]["folds"])
     classes = facts["data"]["classes"]
     cells = [_cell(runs[f"{WITHIN} {corpus}"], None, corpus, corpus, classes) for corpus in corpora]
     for fold, train in enumerate(corpora):
@@ -125,7 +148,8 @@ def read_matrix(campaign_dir: Path) -> Matrix:
     if FROM_OTHERS in runs:
         cells += [_cell(runs[FROM_OTHERS], fold, OTHERS, test, classes) for fold, test in enumerate(corpora)]
     rows = (*corpora, OTHERS) if FROM_OTHERS in runs else corpora
-    return Matrix(corpora, rows, facts["data"]["members"], tuple(cell for cell in cells if cell is not None))
+    parts = tuple(Part(cell["labels"]["part"], tuple(tally.failures(cell)), tally.cost(cell)) for cell in told["cells"])
+    return Matrix(corpora, rows, facts["data"]["members"], tuple(cell for cell in cells if cell is not None), parts)
 
 
 @cache
@@ -149,39 +173,55 @@ def _cell(run: Path, fold: int | None, train: str, test: str, classes: Sequence[
         return None
     scores, _ = estimate(table, classes)
     way = WITHIN if train == test else FROM_OTHERS if train == OTHERS else FROM_ONE
-    return Cell(train, test, len(table), len(set(table["speaker"].to_pylist())), scores, way)
+    labels = read_json(run / "run.json")["data"]["members"]
+    return Cell(train, test, len(table), len(set(table["speaker"].to_pylist())), scores, labels, way)
 
 
 def text(matrix: Matrix) -> str:
-    """The matrix for the terminal: UA in percent with its interval."""
-    width = max(len(name) for name in (*matrix.rows, CORNER))
-    lines = [_space(matrix), ""]
-    lines.append(f"{CORNER:<{width}}  " + "".join(f"{test:<20}" for test in matrix.corpora).rstrip())
-    for train in matrix.rows:
-        cells = [_ua(matrix.cell(train, test)) for test in matrix.corpora]
-        lines.append(f"{train:<{width}}  " + "".join(f"{cell:<20}" for cell in cells).rstrip())
-    lines += ["", _legend(matrix)]
-    return "\n".join(lines)
+    """The matrix for the terminal: scores in percent with their intervals."""
+    first = max(len(name) for name in (*matrix.rows, CORNER))
+    lines = [*_spaces(matrix)]
+    for score, rows in _tables(matrix).items():
+        lines += ["", score]
+        for row in ([CORNER, *matrix.corpora], *rows):
+            lines.append(f"{row[0]:<{first}}  " + "".join(f"{cell:<20}" for cell in row[1:]).rstrip())
+    return "\n".join([*lines, "", _legend(matrix)])
+
+
+def _tables(matrix: Matrix) -> dict[str, list[list[str]]]:
+    """For each score a row for each of what is trained on: its title, and the score on each corpus."""
+
+    def told(train: str, test: str, score: str) -> str:
+        cell = matrix.cell(train, test)
+        return "not finished" if cell is None else with_interval(cell.scores[score])
+
+    return {
+        title: [[train, *(told(train, test, score) for test in matrix.corpora)] for train in matrix.rows]
+        for score, title in SCORES.items()
+    }
 
 
 def _legend(matrix: Matrix) -> str:
     sizes = [cell for cell in matrix.cells if cell.way == WITHIN]
     tested = ", ".join(f"{cell.test} {cell.utterances} of {cell.speakers} speakers" for cell in sizes)
     return (
-        f"UA in percent with 95 % interval over test speakers, chance {100 / len(matrix.classes):.1f}; tested: {tested}"
-        "; the diagonal is cross-validation within the corpus"
+        f"Percent with 95 % interval over test speakers, chance UA {100 / len(matrix.classes):.1f}; tested: {tested}; "
+        "the diagonal is cross-validation within the corpus"
     )
 
 
-def _space(matrix: Matrix) -> str:
-    classes = (
-        name if list(words) == [name] else f"{name} ({', '.join(words)})" for name, words in matrix.classes.items()
+def _spaces(matrix: Matrix) -> Iterator[str]:
+    """The label space, and that of cells which have fewer labels of it."""
+    yield f"classes of every cell: {_words(matrix.classes)}"
+    for cell in matrix.cells:
+        if cell.labels != matrix.classes:
+            yield f"of these in {cell.train} on {cell.test}: {_words(cell.labels)}"
+
+
+def _words(labels: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(
+        name if list(words) == [name] else f"{name} ({', '.join(words)})" for name, words in labels.items()
     )
-    return f"classes of every cell: {', '.join(classes)}"
-
-
-def _ua(cell: Cell | None) -> str:
-    return "not finished" if cell is None else with_interval(cell.scores["ua"])
 
 
 def build(campaign_dir: Path) -> tuple[Matrix, Path]:
@@ -189,27 +229,41 @@ def build(campaign_dir: Path) -> tuple[Matrix, Path]:
     matrix = read_matrix(campaign_dir)
     out = campaign_dir / "report"
     out.mkdir(exist_ok=True)
-    rows = [[train, *(_ua(matrix.cell(train, test)) for test in matrix.corpora)] for train in matrix.rows]
-    header = [CORNER, *matrix.corpora]
+    tables, spaces, legend = _tables(matrix), list(_spaces(matrix)), _legend(matrix)
+    header = ["score", CORNER, *matrix.corpora]
+    groups = [[[score, *row] for row in rows] for score, rows in tables.items()]
     write_json(out / "matrix.json", matrix.as_json())
     _write_csv(out / "matrix.csv", matrix)
-    (out / "matrix.md").write_text(f"{markdown(header, rows)}\n{_legend(matrix)}\n", encoding="utf-8")
-    columns = "l" + "r" * len(matrix.corpora)
-    (out / "matrix.tex").write_text(latex(header, [rows], columns, _legend(matrix)), encoding="utf-8")
+    lines = markdown(header, [row for rows in groups for row in rows])
+    (out / "matrix.md").write_text("\n\n".join([*spaces, lines, legend]) + "\n", encoding="utf-8")
+    columns = "ll" + "r" * len(matrix.corpora)
+    (out / "matrix.tex").write_text(latex(header, groups, columns, "; ".join([*spaces, legend])), encoding="utf-8")
     drawn = pictures.save(out / "matrix", _picture(matrix))
-    content = [
-        page.tag("h1", "Across corpora"),
-        page.tag("p", _space(matrix) + "."),
-        page.table(tuple(header), rows, words=(0,)),
-        page.tag("p", _legend(matrix) + "."),
+    path = out / "matrix.html"
+    content = [page.tag("h1", "Across corpora"), *(page.tag("p", f"{space}.") for space in spaces)]
+    for score, rows in tables.items():
+        content += [page.tag("h3", score), page.table((CORNER, *matrix.corpora), rows, words=(0,))]
+    content += [
+        page.tag("p", f"{legend}."),
         page.figure(
             drawn, "UA by training and test corpus", "UA in percent with 95 % intervals over the test speakers."
         ),
     ]
-    path = out / "matrix.html"
-    path.write_text(page.page("Across corpora", content), encoding="utf-8")
+    path.write_text(page.page("Across corpora", [*content, *_parts(matrix)]), encoding="utf-8")
     send(out)
     return matrix, path
+
+
+def _parts(matrix: Matrix) -> Iterator[page.Html]:
+    """Failures and cost."""
+    failed = [(part.title, why) for part in matrix.parts for why in part.failures]
+    if failed:
+        yield page.tag("h3", "Failures")
+        yield page.table(("part", "which and why"), failed, words=(0, 1))
+    yield page.tag("h3", "Cost in hours")
+    total = sum((part.cost for part in matrix.parts), tally.Cost())
+    rows = [*((part.title, *hours(part.cost)) for part in matrix.parts), ("all", *hours(total))]
+    yield page.table(("part", "wall clock", "training", "CPU", "GPU"), rows)
 
 
 def _picture(matrix: Matrix) -> Callable[[], Any]:
@@ -222,12 +276,10 @@ def _picture(matrix: Matrix) -> Callable[[], Any]:
 
 def _write_csv(path: Path, matrix: Matrix) -> None:
     """One line for each cell, with every score."""
-    names = [f"{metric}{suffix}" for metric in ("ua", "wa", "macro_f1") for suffix in ("", "_low", "_high")]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["train", "test", "how", "utterances", "speakers", *names])
+        names = [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")]
+        header = ["train", "test", "how", "utterances", "speakers", "labels", *names]
+        writer = csv.DictWriter(file, header, lineterminator="\n")
+        writer.writeheader()
         for cell in matrix.cells:
-            scores = [
-                cell.scores[metric][part] for metric in ("ua", "wa", "macro_f1") for part in ("value", "low", "high")
-            ]
-            writer.writerow([cell.train, cell.test, cell.way, cell.utterances, cell.speakers, *scores])
+            writer.writerow(cell.as_json() | {"labels": _words(cell.labels)})

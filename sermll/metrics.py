@@ -102,19 +102,23 @@ class Estimate:
     high: float | None
 
 
-def speaker_bootstrap(confusions: ArrayLike, folds: ArrayLike, seed: int, draws: int = 10_000) -> dict[str, Estimate]:
+def speaker_bootstrap(
+    confusions: ArrayLike, folds: ArrayLike, speakers: ArrayLike, seed: int, draws: int = 10_000
+) -> dict[str, Estimate]:
     """Each score with the interval that resampling speakers gives it.
 
     Utterances of a speaker are not independent of one another, speakers are: so whole speakers are drawn with
     replacement, as many as there are, and the interval runs from the 2.5th to the 97.5th percentile over the
-    draws. In the mean over folds, a drawn fold counts as much as it is represented: with r_f its speakers
-    drawn over its speakers, the mean is sum_f r_f M_f / sum_f r_f, the plain mean over folds for the speakers
-    as they are. Speakers without utterances are left out. The interval tells how the score varies with the
-    speakers tested, not with the speakers or the seed trained on.
+    draws. A speaker who is tested in several folds is drawn in all of them at once. In the mean over folds, a drawn
+    fold counts as much as it is represented: with r_f its speakers drawn over its speakers, the mean is
+    sum_f r_f M_f / sum_f r_f, the plain mean over folds for the speakers as they are. Speakers without utterances are
+    left out. The interval tells how the score varies with the speakers tested, not with the speakers or the seed
+    trained on.
 
     Args:
-        confusions: [S, C, C] counts, one matrix for each speaker.
-        folds: [S] the fold in which each speaker was tested.
+        confusions: [S, C, C] counts, one matrix for each fold and speaker.
+        folds: [S] the fold of each matrix.
+        speakers: [S] the speaker of each matrix, by name or number.
         seed: of the draws.
         draws: how many; memory does not grow with S times `draws`.
 
@@ -125,16 +129,16 @@ def speaker_bootstrap(confusions: ArrayLike, folds: ArrayLike, seed: int, draws:
     confusions, folds = np.asarray(confusions, dtype=np.float64), np.asarray(folds)
     heard = confusions.sum(axis=(1, 2)) > 0
     confusions, folds = confusions[heard], folds[heard]
-    speakers = len(confusions)
-    once = _scores(np.ones((1, speakers)), confusions, folds)
+    owner, count = numbered(np.asarray(speakers)[heard])
+    once = _scores(np.ones((1, len(confusions))), confusions, folds)
     values = {name: float(score[0]) for name, score in once.items()}
-    if speakers < 2:
+    if count < 2:
         return {name: Estimate(value, None, None) for name, value in values.items()}
 
     generator = np.random.default_rng(seed)
     sizes = [min(1000, draws - done) for done in range(0, draws, 1000)]
     parts = [
-        _scores(generator.multinomial(speakers, np.full(speakers, 1 / speakers), size), confusions, folds)
+        _scores(generator.multinomial(count, np.full(count, 1 / count), size)[:, owner], confusions, folds)
         for size in sizes
     ]
     estimates = {}
@@ -144,13 +148,19 @@ def speaker_bootstrap(confusions: ArrayLike, folds: ArrayLike, seed: int, draws:
     return estimates
 
 
+def numbered(speakers: ArrayLike) -> tuple[NDArray[np.int64], int]:
+    """For each of some names its number, counted in the order in which they first appear; and how many there are."""
+    _, first, inverse = np.unique(np.asarray(speakers), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse], len(first)
+
+
 def weighted_ua(weights: ArrayLike, confusions: Array, folds: NDArray) -> Array:
-    """Mean UA over folds, [draws], when each speaker counts as often as `weights` [draws, speakers] say."""
+    """Mean UA over folds, [draws], when each matrix counts as often as `weights` [draws, S] say."""
     return _scores(np.asarray(weights), confusions, folds)["ua"]
 
 
 def _scores(weights: NDArray, confusions: Array, folds: NDArray) -> dict[str, Array]:
-    """Every score, [draws], when each speaker counts as often as `weights` [draws, speakers] say."""
+    """Every score, [draws], when each matrix counts as often as `weights` [draws, S] say."""
     weights = weights.astype(np.float64).T
     # All that scores need of a matrix, [3, C, S]; draws come last, so that numpy's loops are long.
     parts = _counts(confusions)

@@ -89,6 +89,7 @@ def eam(
     start: int,
     partner_start: int,
     snr_db: float,
+    out: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], float]:
     """Add a segment of the partner, scaled to the drawn SNR, to a segment of the signal (equations 1 to 4).
 
@@ -97,30 +98,51 @@ def eam(
     so.
 
     Args:
-        signal: [samples] the utterance's crop; not changed.
+        signal: [samples] the utterance's crop; not changed, unless it is `out`.
         partner: [partner's samples] the partner's crop.
         mix_length: samples to mix, at least 1.
         start: first sample of the signal's segment.
         partner_start: first sample of the partner's segment.
         snr_db: energy of the signal's segment over that of the scaled partner's, in dB.
+        out: [samples] where the mix is written; `signal` itself is mixed in place. None: a new array.
 
     Returns:
-        The mixed copy, [samples], not clipped; and the weight lambda of the partner's label, 0 to 0.5. If
-        either segment is silent no scale exists: the copy is unchanged and lambda 0.
+        The mix, [samples], not clipped; and the weight lambda of the partner's label, 0 to 0.5. If either
+        segment is silent no scale exists: nothing is added and lambda is 0.
     """
-    segment = signal[start : start + mix_length].astype(np.float64)
-    added = partner[partner_start : partner_start + mix_length].astype(np.float64)
+    segment = signal[start : start + mix_length]
+    added = partner[partner_start : partner_start + mix_length]
     assert len(segment) == len(added) == mix_length > 0, "segments must lie inside the crops"
 
-    mixed = np.array(signal, dtype=np.float32)
-    energy, added_energy = segment @ segment, added @ added
+    energy, added_energy = _energy(segment), _energy(added)
+    if out is None:
+        out = np.array(signal, dtype=np.float32)
+    elif out is not signal:
+        out[:] = signal
     if energy == 0 or added_energy == 0:
-        return mixed, 0.0
+        return out, 0.0
     snr = 10 ** (snr_db / 10)
-    added *= np.sqrt(energy / (snr * added_energy))  # in place: further arrays would take as long as the sums
-    added += segment
-    mixed[start : start + mix_length] = added
-    return mixed, float(1 / (1 + snr) * mix_length / len(signal))
+    scale = np.float32(np.sqrt(energy / (snr * added_energy)))
+    # Piece by piece, so that what is scaled stays in the cache and needs no fresh memory.
+    scaled = np.empty(min(mix_length, _PIECE), np.float32)
+    for first in range(0, mix_length, _PIECE):
+        piece = added[first : first + _PIECE]
+        mixed = out[start + first : start + first + len(piece)]
+        mixed += np.multiply(piece, scale, out=scaled[: len(piece)], dtype=np.float32)
+    return out, float(1 / (1 + snr) * mix_length / len(signal))
+
+
+_PIECE = 16_384
+_SUMMED = 256
+"""Squares added up in float32, before their sums are in float64: an error of some 1e-8 of the energy."""
+
+
+def _energy(segment: NDArray[np.float32]) -> float:
+    """Sum of squares; not by a product of the linear algebra library, whose last digits depend on its threads."""
+    whole = len(segment) // _SUMMED * _SUMMED
+    rows, rest = segment[:whole].reshape(-1, _SUMMED), segment[whole:].astype(np.float64)
+    sums = np.einsum("ij,ij->i", rows, rows)
+    return float(sums.sum(dtype=np.float64) + np.einsum("i,i->", rest, rest))
 
 
 def lam(signal: NDArray[np.float32], partner: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:

@@ -87,12 +87,14 @@ def gather(run_dir: Path) -> dict[str, Any]:
     """Join the finished folds: predictions of all, and metrics.json from their counts.
 
     Raises:
-        DataError: a fold's file is missing or damaged.
+        DataError: no fold is finished, or a fold's file is missing or damaged.
     """
     fetch_run(run_dir)
     run = read_json(run_dir / "run.json")
     classes = run["data"]["classes"]
     results = finished_folds(run_dir)
+    if not results:
+        raise DataError(f"{address(run_dir)}: no fold is finished")
     tables: dict[str, pa.Table] = {}
     for name in (PREDICTIONS, LAST_PREDICTIONS, DEV_PREDICTIONS):
         parts = []
@@ -142,22 +144,25 @@ def _rates(counts: NDArray[np.float64]) -> dict[str, float]:
 
 def estimate(table: pa.Table, classes: Sequence[str]) -> tuple[dict[str, Any], dict[int, NDArray[np.float64]]]:
     """Scores of predictions with intervals by bootstrap over speakers, and the confusion counts of each fold."""
-    counts, folds = by_speaker(table, classes)
-    estimates = metrics.speaker_bootstrap(counts, folds, BOOTSTRAP_SEED)
+    counts, folds, speakers = by_speaker(table, classes)
+    estimates = metrics.speaker_bootstrap(counts, folds, speakers, BOOTSTRAP_SEED)
     values = {name: _as_json(estimate) for name, estimate in estimates.items()}
     return values, {int(fold): counts[folds == fold].sum(axis=0) for fold in np.unique(folds)}
 
 
-def by_speaker(table: pa.Table, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Confusion counts of each fold and speaker, [S, C, C], and their folds, [S]; ordered by fold and speaker.
+def by_speaker(
+    table: pa.Table, classes: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]:
+    """Confusion counts of each fold and speaker, [S, C, C], their folds and their speakers, [S]; ordered by both.
 
-    A speaker is one draw of a bootstrap; where folds leak, a speaker of two folds is one in each.
+    A speaker may be tested in several folds. In joined data the corpus is part of the speaker's name.
     """
     owner, tested = _speakers(table)
     labels, predicted = (_indices(table, column, classes) for column in ("label", "predicted"))
     size = len(classes)
     cells = np.bincount((owner * size + labels) * size + predicted, minlength=len(tested) * size * size)
-    return cells.reshape(len(tested), size, size).astype(np.float64), np.array([fold for fold, _ in tested], np.int64)
+    folds, speakers = np.array([fold for fold, _ in tested], np.int64), np.array([name for _, name in tested], np.str_)
+    return cells.reshape(len(tested), size, size).astype(np.float64), folds, speakers
 
 
 def calibrate(test: pa.Table, dev: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
@@ -185,12 +190,13 @@ def calibrate(test: pa.Table, dev: pa.Table, classes: Sequence[str]) -> dict[str
         held_out = dev_folds == fold
         temperatures.append(calibration.fit_temperature(dev_said[held_out], dev_labels[held_out]))
         scaled[folds == fold] = calibration.apply_temperature(said[folds == fold], temperatures[-1])
-    owner, _ = _speakers(test)
+    owner, tested = _speakers(test)
+    speaker = metrics.numbered([name for _, name in tested])[0][owner]
     summary: dict[str, Any] = {"temperatures": temperatures}
     for ending, shown in (("", said), ("_scaled", scaled)):
         bins = vars(calibration.reliability(shown, labels))
         summary |= {
-            f"ece{ending}": _as_json(calibration.speaker_bootstrap(shown, labels, owner, BOOTSTRAP_SEED)),
+            f"ece{ending}": _as_json(calibration.speaker_bootstrap(shown, labels, speaker, BOOTSTRAP_SEED)),
             f"nll{ending}": calibration.negative_log_likelihood(shown, labels),
             f"reliability{ending}": {
                 name: [None if np.isnan(value) else value for value in values.tolist()] for name, values in bins.items()

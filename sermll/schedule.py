@@ -11,21 +11,22 @@ batches are the plans' whatever that number is, so only who makes them changes.
 import resource
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from sermll.board import Board
 from sermll.cluster import here, room, share, summoned
 from sermll.config import Resources
-from sermll.errors import ConfigError, SermllError, TrainingError
+from sermll.errors import ConfigError, SermllError, StorageError, TrainingError
 from sermll.feed import FoldData, stream
-from sermll.loop import FoldJob, train_fold
+from sermll.loop import FoldJob, agreed, train_fold
 from sermll.progress import Progress
-from sermll.storage import locked, origin, remove
+from sermll.storage import address, locked, machine, names, origin, remove
 
 POLL_S = 0.5
 LOOK_AGAIN_S = 10.0
@@ -36,99 +37,16 @@ SPARE_FILES = 1000
 """Open files beside the locks: Ray's connections, libraries, results."""
 LOCK = ".driver"
 """In a fold's folder: held by the command that trains it."""
+SHARED_S = 10.0
+"""How long a worker looks for what the driver has made on storage that they share."""
+SCRATCH = ".lanes-"
+"""How the folders begin in which Ray Train keeps its notes, one for each command."""
 FAREWELL_S = 15.0
 """How long lanes may take to end once nothing is left to do."""
 
 
 Watch = Callable[[list[FoldJob], list[FoldJob]], None]
 """Called twice a second with the folds in training and those that have ended well since the last call."""
-
-
-class State(NamedTuple):
-    """What a board answers."""
-
-    waiting: int
-    """How many folds nobody has."""
-    held: list[int]
-    """Those that are being trained."""
-    ended: list[tuple[int, str | None, list[str]]]
-    """Fold, why it failed, and faults of its checkpoints."""
-    told: list[tuple[int, str]]
-    """Fold, and what happened to it."""
-
-
-class Board:
-    """Which fold is waiting, which lane has which, and what became of the others. Lives in an actor of its own."""
-
-    def __init__(self, jobs: Sequence[tuple[FoldJob, Any]], retries: int) -> None:
-        """Args: each job with a reference to its data; how often a fold whose workers were lost is tried again."""
-        self._jobs = list(jobs)
-        self._retries = retries
-        self._waiting = deque(range(len(jobs)))
-        self._held: dict[int, int] = {}
-        self._began: set[int] = set()
-        self._losses: Counter[int] = Counter()
-        self._workers: dict[int, int] = {}
-        self._ended: list[tuple[int, str | None, list[str]]] = []
-        self._told: list[tuple[int, str]] = []
-
-    def take(self, lane: int, workers: int) -> int | None:
-        """The next fold's number, None when nothing is left.
-
-        A lane that has one is given it again: its workers were begun anew, in another number or on other nodes. When
-        they were lost, `lose` has been called before.
-        """
-        self._began.add(lane)
-        if lane not in self._held:
-            if not self._waiting:
-                return None
-            self._held[lane] = self._waiting.popleft()
-        number = self._held[lane]
-        before = self._workers.get(number, workers)
-        if before != workers:
-            self._told.append((number, f"goes on with {workers} workers, {before} before"))
-        self._workers[number] = workers
-        return number
-
-    def job(self, number: int) -> tuple[FoldJob, Any]:
-        """A fold and the reference to its data."""
-        return self._jobs[number]
-
-    def end(self, lane: int, error: str | None, faults: list[str]) -> None:
-        """A lane's fold is trained, or cannot be."""
-        self._ended.append((self._held.pop(lane), error, faults))
-
-    def leave(self, lane: int) -> None:
-        """A lane has left its machines, which are about to go; whoever takes its fold goes on from there."""
-        number = self._held.pop(lane)
-        self._waiting.appendleft(number)
-        self._told.append((number, "has left a machine that is about to go; goes on from there"))
-
-    def lose(self, lane: int, why: str, *, counts: bool = True) -> bool:
-        """A lane's workers were lost; its fold waits again, unless that has happened too often.
-
-        Args:
-            lane: that had them.
-            why: what is known.
-            counts: no if machines went that had said so.
-
-        Returns:
-            Whether the lane ever began; one that did not is no fold's fault.
-        """
-        number = self._held.pop(lane, None)
-        if number is None:
-            return lane in self._began
-        self._losses[number] += counts
-        if self._losses[number] > self._retries:
-            self._ended.append((number, why, []))
-        else:
-            self._waiting.appendleft(number)
-            self._told.append((number, f"{why}; goes on from its last epoch"))
-        return True
-
-    def state(self, known: int, heard: int) -> State:
-        """What became of the folds, of which the driver knows the first `known` ends and `heard` words."""
-        return State(len(self._waiting), list(self._held.values()), self._ended[known:], self._told[heard:])
 
 
 @dataclass
@@ -142,7 +60,7 @@ class _Lane:
 def train_jobs(
     work: Sequence[tuple[FoldJob, FoldData]],
     title: str,
-    scratch: Path,
+    folder: Path,
     watch: Watch,
 ) -> dict[FoldJob, str]:
     """Train folds, as many at once as the cluster holds; connected to one already.
@@ -150,7 +68,7 @@ def train_jobs(
     Args:
         work: unfinished folds with their utterances, in the order they are to be begun.
         title: for the progress bar.
-        scratch: a folder that all nodes reach and that may be deleted; Ray Train keeps its notes there.
+        folder: of the run, campaign or search, which all nodes reach; Ray Train keeps its notes in it meanwhile.
         watch: told how it goes.
 
     Returns:
@@ -166,7 +84,7 @@ def train_jobs(
         _allow_open_files(len(work))
         for job, _ in work:
             _hold(job, held)
-        return _train_held(work, title, scratch, watch)
+        return _train_held(work, title, held.enter_context(_scratch(folder)), watch)
 
 
 def _allow_open_files(locks: int) -> None:
@@ -198,6 +116,24 @@ def _hold(job: FoldJob, held: ExitStack) -> None:
         )
 
 
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder of this command's own in `folder`, while it runs; those of commands that were killed are removed."""
+    for lock in folder.glob(f"{SCRATCH}*.lock"):
+        with locked(lock, wait=False) as left:
+            if left:
+                remove(lock.with_suffix(""))
+                lock.unlink(missing_ok=True)
+    own = folder / f"{SCRATCH}{uuid.uuid4().hex[:8]}"
+    lock = own.with_suffix(".lock")
+    with locked(lock):
+        try:
+            yield own
+        finally:
+            remove(own)
+            lock.unlink(missing_ok=True)
+
+
 def _train_held(
     work: Sequence[tuple[FoldJob, FoldData]], title: str, scratch: Path, watch: Watch
 ) -> dict[FoldJob, str]:
@@ -209,14 +145,10 @@ def _train_held(
             room(shape)  # what does not fit is told before anything is trained
     total = sum(job.settings["optim"]["epochs"] for job, _ in work)
     failures: dict[FoldJob, str] = {}
-    remove(scratch)  # of a command that was killed
-    try:
-        with Progress(title, total, sum(len(job.history()) for job, _ in work)) as progress:
-            for shape, members in groups:
-                with summoned(shape, progress.say):
-                    failures |= _train_group(members, shape, scratch, progress, watch)
-    finally:
-        remove(scratch)
+    with Progress(title, total, sum(len(job.history()) for job, _ in work)) as progress:
+        for shape, members in groups:
+            with summoned(shape, progress.say):
+                failures |= _train_group(members, shape, scratch, progress, watch)
     return failures
 
 
@@ -242,7 +174,7 @@ def _train_group(
     board: Any = (
         ray.remote(num_cpus=0)(Board)
         .options(label_selector=here())
-        .remote([(job, shared[id(data)]) for job, data in work], resources.max_failures)
+        .remote([(ray.put(job), shared[id(data)]) for job, data in work], resources.max_failures)
     )
     gpus, at_once = room(resources)
     epochs = [len(job.history()) for job in jobs]
@@ -280,11 +212,13 @@ def _train_group(
                 advance(number)
                 for fault in faults:
                     progress.say(f"{jobs[number].title} went on from an earlier checkpoint: {fault}")
+                error = error or _missing(jobs[number])
                 if error is not None:
                     failures[jobs[number]] = error
                     progress.say(f"{jobs[number].title} failed: {error.splitlines()[0]}")
             ended += len(news)
-            watch([jobs[number] for number in held], [jobs[number] for number, error, _ in news if error is None])
+            done = [jobs[number] for number, *_ in news if jobs[number] not in failures]
+            watch([jobs[number] for number in held], done)
             for lane in [number for number, lane in lanes.items() if not lane.thread.is_alive()]:
                 fault = lanes.pop(lane).fault
                 if fault and not ray.get(board.lose.remote(lane, fault[0])):
@@ -300,6 +234,29 @@ def _train_group(
     finally:
         ray.kill(board)
     return failures
+
+
+def _missing(job: FoldJob) -> str | None:
+    """Why a fold that is trained is not finished here, if it is not."""
+    if "result.json" in names(Path(job.folder)):  # by name: of a file that was not there a system may remember that
+        return None
+    return (
+        f"{address(Path(job.folder))}: trained, but {machine()} does not see the result; runs belong on storage that "
+        "all machines share"
+    )
+
+
+def _reach(job: FoldJob) -> None:
+    """Look whether this worker's machine has the folder that the driver has made, and not one of its own."""
+    folder = Path(job.folder)
+    deadline = time.monotonic() + SHARED_S
+    while not origin(folder) and LOCK not in names(folder):
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{folder}: {machine()} does not see it, or only a folder of its own; runs belong on storage that all "
+                "machines share: set tracking.runs, or `sermll submit --root`, to a shared folder or to s3://bucket/name"
+            )
+        time.sleep(POLL_S)
 
 
 def _grown(resources: Resources, at_once: int) -> int:
@@ -396,10 +353,12 @@ def work_lane(board: Any, lane: int) -> None:
         number = broadcast_from_rank_zero(ray.get(board.take.remote(lane, workers)) if rank == 0 else None)
         if number is None:
             return
-        job, data = ray.get(board.job.remote(number))
+        job, data = ray.get(list(ray.get(board.job.remote(number))))
         error, faults = None, []
         try:
-            faults = train_fold(job, ray.get(data), stream, device, rank, workers, leave=told_to_go)
+            with agreed(device):
+                _reach(job)
+            faults = train_fold(job, data, stream, device, rank, workers, leave=told_to_go)
         except SermllError as failure:
             error = str(failure)
         left = broadcast_from_rank_zero(error is None and not job.finished)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sermll import page, pictures
+from sermll import compare, page, pictures
 from sermll.errors import DataError
 from sermll.files import naming, read_json
 from sermll.page import Html, tag
@@ -340,9 +340,20 @@ def _headline(found: Json, studies: Sequence[Study]) -> list[str]:
         f"{interval}on {who}, with the settings that were found.",
         (f"The experiment as it stands: {with_interval(stands)}." if stands else yet) + f" Chance {chance}.",
         _verdict(final),
-        "Chosen without test speakers: tested once after the search, "
-        f"by {page.count(range(final['test_reads']), 'trained fold')}.",
+        _looks(final),
     ]
+
+
+def _looks(final: Json) -> str:
+    """How often test was read."""
+    if len(final["looks"]) == 1:
+        folds = page.count(range(final["test_reads"]), "trained fold")
+        return f"Chosen without test speakers: tested once after the search, by {folds}."
+    after = ", ".join(str(look["trials"]) for look in final["looks"])
+    return (
+        f"Test was read {len(final['looks'])} times, with what was best after {after} trials: who went on knew the "
+        "scores before, so that this one is no longer of speakers that chose nothing."
+    )
 
 
 def _verdict(final: Json) -> str:
@@ -373,7 +384,8 @@ def _notices(found: Json, studies: Sequence[Study]) -> list[str]:
             notices.append(f"{of}No trial has finished.")
         if failed:
             notices.append(f"{of}{failed} of {page.count(study.trials, 'trial')} failed, see below.")
-    return notices
+    few = compare.too_few(found["final"]["speakers"]) if found["final"] else ""
+    return [*notices, f"{few}; nested=true or more test_folds test more."] if few else notices
 
 
 def _result(found: Json, studies: Sequence[Study]) -> Iterator[Html]:

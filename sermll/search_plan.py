@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from sermll import compare
 from sermll.bank import estimate_bytes
 from sermll.bank_plan import Recipe
 from sermll.campaign import CampaignBase
@@ -17,13 +18,12 @@ from sermll.config import EAM, Experiment, read_yaml, resolve, run_id, validate,
 from sermll.design import Design
 from sermll.errors import ConfigError, ProtocolError
 from sermll.feed import FoldData
-from sermll.files import read_json
 from sermll.loop import FoldJob
 from sermll.pretrained import frame_width
 from sermll.protocol import Fold, Folds, find_leaks
-from sermll.space import Choice, check
+from sermll.space import Choice, as_meant, check, conditional, points
 from sermll.storage import place
-from sermll.study import Pruner, Sampler, Taken
+from sermll.study import AT_RANDOM, Pruner, Sampler, Taken, finished, located
 from sermll.train import Designs
 
 Objective = Literal["dev_ua", "worst_speaker_ua", "ece", "seconds"]
@@ -45,7 +45,8 @@ class SearchFile(CampaignBase):
     objectives: tuple[Objective, ...] = Field(
         default=("dev_ua",),
         min_length=1,
-        description="means over inner folds and seeds: dev UA, UA of the worst dev speaker, ECE on dev, seconds",
+        description="over inner folds and seeds: mean dev UA, UA of the worst dev speaker of all, mean ECE on dev, "
+        "seconds in all",
     )
     trials: int = Field(default=30, ge=1, description="how many, those that fail or are ended early among them")
     sampler: Sampler = Field(default="tpe", description="what proposes: tpe, gp, cmaes, nsga2, nsga3 or random")
@@ -82,7 +83,25 @@ class SearchFile(CampaignBase):
                 f"pruner={self.pruner} ends trials by their dev UA after each epoch; with the objectives "
                 f"{', '.join(self.objectives)} give none"
             )
+        lengths = [name for name, choice in self.space.items() if "optim.epochs" in choice.keys(name)]
+        if self.rule != "none" and (lengths or any("optim.epochs" in guess for guess in self.first)):
+            raise ValueError(
+                f"pruner={self.rule} compares trials step by step, and those of other optim.epochs are elsewhere "
+                "at the same step; give pruner=none"
+            )
+        if self.sampler == "cmaes" and len(self.objectives) > 1:
+            raise ValueError("sampler=cmaes knows one objective; for several give tpe, gp, nsga2, nsga3 or random")
+        worded = [name for name, choice in self.space.items() if choice.choice is not None]
+        if self.sampler == "cmaes" and worded:
+            raise ValueError(f"sampler=cmaes knows numbers alone, and space.{worded[0]} is a choice; give tpe or gp")
         return self
+
+    @property
+    def rule(self) -> Pruner:
+        """What ends trials early."""
+        if self.pruner != "auto":
+            return self.pruner
+        return "median" if self.objectives == ("dev_ua",) else "none"
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,8 @@ class Inner:
 
     test_folds: tuple[int, ...]
     """Of the protocol; their test speakers, and theirs alone, are held out."""
+    tested: tuple[str, ...]
+    """These speakers."""
     design: Design
     """Folds of the other speakers, with nobody in test."""
     folder: Path
@@ -120,13 +141,8 @@ class Search:
     folder: Path
     designs: Designs
     studies: tuple[Inner, ...]
-
-    @property
-    def pruner(self) -> Pruner:
-        """The rule that ends trials early."""
-        if self.file.pruner != "auto":
-            return self.file.pruner
-        return "median" if self.file.objectives == ("dev_ua",) else "none"
+    recipe: Recipe | None
+    """What a feature bank holds for the trials; None: they hear waveforms."""
 
     def fingerprint(self, inner: Inner) -> str:
         """Of everything that makes trials comparable."""
@@ -135,23 +151,26 @@ class Search:
             self.file.model_dump(
                 mode="json", include={"first", "objectives", "sampler", "sampler_seed", "seeds", "bank_mixes"}
             ),
-            [self.pruner, self.experiment.science(), inner.design.hash],
+            [self.file.rule, self.experiment.science(), inner.design.hash],
         ]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
+    def study_name(self, inner: Inner) -> str:
+        """How the study of some test folds is called in its storage."""
+        return f"{self.file.name}-{inner.folder.name}-{self.fingerprint(inner)}"
+
     @property
-    def recipe(self) -> Recipe | None:
-        """What a feature bank holds for the trials; None: they hear waveforms."""
-        if self.file.bank_mixes is None:
-            return None
-        mixup, chosen = self.experiment.mixup, self.file.space.get("mixup.snr_db")
-        pairs = [mixup.snr_db] if isinstance(mixup, EAM) else []
-        if chosen is not None:
-            pairs += [chosen.range] if chosen.range else list(chosen.choice or ())
-        if not pairs:
-            raise ConfigError(f"bank_mixes={self.file.bank_mixes} has no effect: no trial mixes with mixup.kind=eam")
-        widest = (min(pair[0] for pair in pairs), max(pair[1] for pair in pairs))
-        return Recipe.of(self.experiment, self.file.bank_mixes, widest)
+    def storage(self) -> str:
+        """URL or journal file of the studies."""
+        return self.file.storage or f"sqlite:///{self.folder / 'study.db'}"
+
+    def finished(self) -> int:
+        """How many trials have ended, of all studies.
+
+        Raises:
+            DataError: the storage cannot be opened.
+        """
+        return sum(finished(self.study_name(inner), self.storage) for inner in self.studies)
 
     def jobs(self, inner: Inner, taken: Taken) -> list[FoldJob]:
         """What a trial trains: for each seed every inner fold."""
@@ -175,7 +194,7 @@ def read_search(path: Path, overrides: Mapping[str, Any]) -> tuple[SearchFile, d
         overrides: keys of the file, such as `trials`, or settings of every trial.
 
     Raises:
-        ConfigError: the file, the space or a setting is not valid.
+        ConfigError: the file, the space or a setting is not valid, or the sampler does not learn from such a space.
     """
     tree = read_yaml(path, "search")
     own = {key: value for key, value in overrides.items() if key in SearchFile.model_fields}
@@ -195,11 +214,11 @@ def read_search(path: Path, overrides: Mapping[str, Any]) -> tuple[SearchFile, d
             f"resources.workers={experiment.resources.workers}: a trial trains in one process, and as many trials as "
             "fit are trained at once; give resources.workers=1"
         )
-    fixed = [key for name, choice in file.space.items() for key in choice.keys(name)]
-    fixed = [key for key in fixed if key.split(".")[0] == "data" or key.startswith("model.encoder")]
-    if file.bank_mixes is not None and fixed:
+    sometimes = conditional(file.space, experiment.model_dump(mode="json"))
+    if file.sampler not in ("tpe", "random") and sometimes:
         raise ConfigError(
-            f"{path}: a trial that chooses {fixed[0]} needs other features than a bank holds; search it apart"
+            f"{path}: sampler={file.sampler} learns of settings that every trial chooses, and would draw "
+            f"{', '.join(sometimes)} at random; give sampler=tpe, or a space without what is off or waits"
         )
     return file, base
 
@@ -212,6 +231,8 @@ def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
         DataError, ProtocolError: the data and folds do not go together, or nobody is left to search with.
     """
     file, base = read_search(path, overrides)
+    if file.storage:
+        file = file.model_copy(update={"storage": located(file.storage)})
     experiment = resolve(base, {}, str(path))
     designs = Designs()
     design = designs.of(experiment)
@@ -222,12 +243,46 @@ def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
         raise ConfigError(f"test_folds={list(tested)}: protocol {design.folds.name!r} has the folds 0 to {last}")
     held = [(fold,) for fold in tested] if file.nested else [tested]
     studies = tuple(
-        Inner(folds, inner_design(design, folds, file.inner_folds), folder / f"fold-{'-'.join(map(str, folds))}")
+        Inner(
+            folds,
+            tuple(sorted({name for fold in folds for name in design.folds.folds[fold].speakers["test"]})),
+            inner_design(design, folds, file.inner_folds),
+            folder / f"fold-{'-'.join(map(str, folds))}",
+        )
         for folds in held
     )
-    search = Search(file, path, base, experiment, folder, designs, studies)
-    _ = search.recipe  # what no bank can hold is refused before anything starts
-    return search
+    return Search(file, path, base, experiment, folder, designs, studies, _recipe(file, base, str(path)))
+
+
+def _recipe(file: SearchFile, base: Mapping[str, Any], source: str) -> Recipe | None:
+    """What the bank has to hold for every trial that may be asked for.
+
+    Raises:
+        ConfigError: no bank serves the experiment, a guess or a point of the space.
+    """
+    if file.bank_mixes is None:
+        return None
+    experiment = resolve(base, {}, source)
+    tree = experiment.model_dump(mode="json")
+    asked = [*(as_meant(tree, guess) for guess in file.first), *points(file.space, tree)]
+    trials = [experiment, *(resolve(base, overrides, source) for overrides in asked)]
+    heard = [trial.mixup.snr_db for trial in trials if isinstance(trial.mixup, EAM)]
+    if not heard:
+        raise ConfigError(f"bank_mixes={file.bank_mixes} has no effect: no trial mixes with mixup.kind=eam")
+    chosen = file.space.get("mixup.snr_db")
+    if chosen is not None and chosen.range:
+        heard.append(chosen.range)
+    widest = (min(pair[0] for pair in heard), max(pair[1] for pair in heard))
+    recipe = Recipe.of(experiment, file.bank_mixes, widest)
+    for overrides, trial in zip([{}, *asked], trials, strict=True):
+        try:
+            recipe.check(trial)
+        except ConfigError as error:
+            said = ", ".join(f"{key}={value}" for key, value in overrides.items()) or "the experiment as it stands"
+            raise ConfigError(
+                f"{source}: bank_mixes does not go with a trial that may be asked for\n{error}\n{said}"
+            ) from None
+    return recipe
 
 
 def inner_design(design: Design, held_out: Sequence[int], count: int) -> Design:
@@ -279,13 +334,16 @@ def plan_text(search: Search) -> str:
 
     Raises:
         ConfigError: the encoder of a feature bank cannot be had.
+        DataError: the storage of the trials cannot be opened.
     """
     file = search.file
     lines = [f"search {file.name}: {file.trials} trials{' for each test fold' if file.nested else ''}", ""]
     width = max(map(len, file.space))
     lines += [f"{name:<{width}}  {choice.words()}" for name, choice in file.space.items()]
     aims = ", ".join(f"{name} ({DIRECTIONS[name]})" for name in file.objectives)
-    lines += ["", f"objective: {aims}; proposed by {file.sampler}, ended early by {search.pruner}"]
+    drawn = AT_RANDOM.get(file.sampler, 0)
+    lines += ["", f"objective: {aims}; proposed by {file.sampler}, ended early by {file.rule}"]
+    lines += [f"{file.sampler} draws at random until {drawn} trials are finished"] if drawn > 1 else []
     lines.append(f"first: the experiment as it stands{f', then {len(file.first)} more given' if file.first else ''}")
     each = len(file.seeds) * len(search.studies[0].design.folds.folds) * search.experiment.optim.epochs
     lines.append(f"a trial: {len(file.seeds)} seed(s) x {file.inner_folds} inner fold(s), {each} epochs in all")
@@ -298,8 +356,8 @@ def plan_text(search: Search) -> str:
         if recipe is not None:
             size = estimate_bytes(inner.pool(), recipe, frame_width(recipe.encoder.name))
             lines.append(f"  feature bank: {size / 1e6:,.1f} MB, {recipe.mixes} mix(es) of each utterance")
-    done = read_json(search.folder / "search.json") if (search.folder / "search.json").is_file() else None
-    if done:
-        finished = sum(trial["state"] != "RUNNING" for study in done["studies"] for trial in study["trials"])
-        lines.append(f"{finished} trials are done already")
+    few = compare.too_few(len({name for inner in search.studies for name in inner.tested}))
+    lines += [f"{few}; nested=true or more test_folds test more"] if few and file.test else []
+    done = search.finished()
+    lines += [f"{done} trials are done already"] if done else []
     return "\n".join(lines)

@@ -7,18 +7,20 @@
       mixup.snr_db: {range: [-15, 20]}
       weights: {simplex: [losses.kl.weight, losses.focal.weight, losses.supcon.weight], sum: 1.0}
 
-A setting of a section that is off in a trial, because `losses.supcon: {choice: [null, {}]}` said so, is not chosen.
+`losses.supcon: {choice: [null, {}]}` turns a section off, or leaves it as the experiment has it, with its defaults if
+it has none. A setting of a section that is off in a trial is not chosen, and a simplex is that of the weights left.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, Protocol, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 
-from sermll.config import Experiment, Section, flatten, resolve
+from sermll.config import Experiment, Section, flatten, resolve, with_overrides
 from sermll.errors import ConfigError
 
 OUTSIDE = ("name", "seed", "fold", "data.path", "data.labels", "data.targets", "protocol", "resources", "tracking")
@@ -108,8 +110,8 @@ class Choice(Section):
         kind = "range within" if self.range else "log" if self.loguniform else ""
         return f"{kind} {pair[0]:g} to {pair[1]:g}{when}".strip()
 
-    def suggest(self, name: str, trial: Chooser) -> dict[str, Any]:
-        """Let a trial choose: overrides."""
+    def suggest(self, name: str, keys: Sequence[str], trial: Chooser) -> dict[str, Any]:
+        """Let a trial choose the values of `keys`, those of its settings that apply: overrides."""
         if self.uniform is not None:
             return {name: trial.suggest_float(name, *self.uniform)}
         if self.loguniform is not None:
@@ -127,12 +129,17 @@ class Choice(Section):
             return {name: [start, start + share * (high - start)]}
         assert self.simplex is not None
         # Exponential variables, scaled to one sum, are evenly spread over the simplex.
-        parts = [-math.log(trial.suggest_float(f"{key}.part", LEAST_SHARE, 1 - LEAST_SHARE)) for key in self.simplex]
-        return {key: (self.sum or 1.0) * part / math.fsum(parts) for key, part in zip(self.simplex, parts, strict=True)}
+        if len(keys) == 1:
+            return {keys[0]: self.sum or 1.0}
+        parts = [-math.log(trial.suggest_float(f"{key}.part", LEAST_SHARE, 1 - LEAST_SHARE)) for key in keys]
+        return {key: (self.sum or 1.0) * part / math.fsum(parts) for key, part in zip(keys, parts, strict=True)}
 
-    def params(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What a trial would have had to choose to come to `settings` (dotted keys); None where it cannot."""
-        values = [settings.get(key) for key in self.keys(name)]
+    def params(self, name: str, keys: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What a trial would have had to choose to come to `settings` (dotted keys); None where it cannot.
+
+        `keys` are those of its settings that apply.
+        """
+        values = [settings.get(key) for key in keys]
         if self.choice is not None:
             texts = [_text(value) for value in self.choice]
             held = _text(settings[name]) if name in settings else _text(_section(settings, name))
@@ -150,9 +157,11 @@ class Choice(Section):
             total = math.fsum(numbers)
             if not math.isclose(total, self.sum or 1.0, rel_tol=1e-6) or min(numbers) <= 0:
                 return None
+            if len(keys) == 1:
+                return {}
             parts = [math.exp(-len(numbers) * value / total) for value in numbers]
             inside = all(LEAST_SHARE <= part <= 1 - LEAST_SHARE for part in parts)
-            return {f"{key}.part": part for key, part in zip(self.simplex, parts, strict=True)} if inside else None
+            return {f"{key}.part": part for key, part in zip(keys, parts, strict=True)} if inside else None
         pair = self.uniform or self.loguniform or self.whole
         assert pair is not None
         return {name: numbers[0]} if pair[0] <= numbers[0] <= pair[1] else None
@@ -168,18 +177,39 @@ def suggest(space: Mapping[str, Choice], tree: Mapping[str, Any], trial: Chooser
     """
     overrides: dict[str, Any] = {}
     for name, choice in _ordered(space):
-        if _applies(choice, name, tree, overrides):
-            overrides |= choice.suggest(name, trial)
+        keys = _applying(choice, name, with_overrides(tree, overrides))
+        if keys:
+            overrides |= as_meant(tree, choice.suggest(name, keys, trial))
     return overrides
 
 
-def params_of(space: Mapping[str, Choice], tree: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def as_meant(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides without {} for a section that is on in `tree`: here it means the section as it is."""
+    return {key: value for key, value in overrides.items() if value != {} or _lookup(tree, key)[1] is None}
+
+
+def params_of(space: Mapping[str, Choice], tree: Mapping[str, Any]) -> dict[str, Any]:
     """What a trial chooses that comes to the settings of `tree`, as far as they lie in the space."""
     settings, params = flatten(tree), {}
     for name, choice in _ordered(space):
-        if _applies(choice, name, tree, given):
-            params |= choice.params(name, settings) or {}
+        keys = _applying(choice, name, tree)
+        if keys:
+            params |= choice.params(name, keys, settings) or {}
     return params
+
+
+def conditional(space: Mapping[str, Choice], tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """What some trials choose and others do not: a setting's name, a range's ends, a weight's part of a simplex.
+
+    Args:
+        space: what is to be chosen.
+        tree: the settings of the experiment, as JSON.
+    """
+    asked = []
+    for chooser in _choosers(space):
+        suggest(space, tree, chooser)
+        asked.append(chooser.asked)
+    return tuple(sorted(set.union(*asked) - set.intersection(*asked)))
 
 
 def settings_of(space: Mapping[str, Choice], experiment: Experiment) -> dict[str, Any]:
@@ -219,12 +249,13 @@ def check(space: Mapping[str, Choice], tree: Mapping[str, Any], overrides: Mappi
             if key in owner:
                 raise ConfigError(f"{source}: space.{name} sets {key}, and so does {owner[key]}")
             owner[key] = f"space.{name}"
+    try:
+        _ordered(space)
+    except CycleError as error:
+        raise ConfigError(f"{source}: {' -> '.join(error.args[1])}: entries wait for each other by `when`") from None
     chosen: set[str] = set()
     everything = resolve(tree, {}, source).model_dump(mode="json")
-    ends = [Ends(name, high=high) for name in space for high in (False, True)]
-    drawn = [Drawn(np.random.default_rng([0, number])) for number in range(TRIED)]
-    for chooser in (*ends, *drawn):
-        point = suggest(space, everything, chooser)
+    for point in points(space, everything):
         chosen |= set(point)
         try:
             resolve(tree, point, source)
@@ -238,24 +269,44 @@ def check(space: Mapping[str, Choice], tree: Mapping[str, Any], overrides: Mappi
         )
 
 
+def points(space: Mapping[str, Choice], tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Overrides by which a space is looked at: the ends of every entry, and points drawn at random.
+
+    Args:
+        space: what is to be chosen.
+        tree: the settings of the experiment, as JSON.
+    """
+    return (suggest(space, tree, chooser) for chooser in _choosers(space))
+
+
+def _choosers(space: Mapping[str, Choice]) -> "Iterator[Drawn]":
+    yield from (Ends(name, high=high) for name in space for high in (False, True))
+    yield from (Drawn(np.random.default_rng([0, number])) for number in range(TRIED))
+
+
 class Drawn:
     """Chooses at random."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
+        self.asked: set[str] = set()
+        """What was to be chosen."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """A number within [low, high]."""
+        self.asked.add(name)
         if log:
             return float(np.exp(self._generator.uniform(math.log(low), math.log(high))).clip(low, high))
         return float(self._generator.uniform(low, high))
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """A whole number within [low, high]."""
+        self.asked.add(name)
         return int(self._generator.integers(low, high, endpoint=True))
 
     def suggest_categorical(self, name: str, choices: list[str]) -> str:
         """One of the choices."""
+        self.asked.add(name)
         return choices[int(self._generator.integers(len(choices)))]
 
 
@@ -268,29 +319,46 @@ class Ends(Drawn):
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """An end of the entry's, else a number within [low, high]."""
+        drawn = super().suggest_float(name, low, high, log=log)
         if name == self._entry or name.rpartition(".")[0] == self._entry:
             return high if self._high else low
-        return super().suggest_float(name, low, high, log=log)
+        return drawn
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """An end of the entry's, else a number within [low, high]."""
-        return (high if self._high else low) if name == self._entry else super().suggest_int(name, low, high)
+        drawn = super().suggest_int(name, low, high)
+        return (high if self._high else low) if name == self._entry else drawn
 
 
 def _ordered(space: Mapping[str, Choice]) -> list[tuple[str, Choice]]:
     """Sections before their settings, and what others wait for before them."""
-    return sorted(space.items(), key=lambda item: (bool(item[1].when), min(map(len, item[1].keys(item[0])))))
+    owner = {key: name for name, choice in space.items() for key in choice.keys(name)}
+    before: dict[str, set[str]] = {}
+    for name, choice in space.items():
+        above = {section for key in choice.keys(name) for section in _sections(key)}
+        awaited = {part for key in choice.when for part in (key, *_sections(key))}
+        before[name] = {owner[key] for key in above | awaited if key in owner}
+    return [(name, space[name]) for name in TopologicalSorter(before).static_order()]
 
 
-def _applies(choice: Choice, name: str, tree: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
-    for key in choice.keys(name):
-        parts = key.split(".")
-        for count in range(1, len(parts)):
-            section = ".".join(parts[:count])
-            value = chosen[section] if section in chosen else _lookup(tree, section)[1]
-            if value is None:
-                return False
-    return all((chosen[key] if key in chosen else _lookup(tree, key)[1]) == value for key, value in choice.when.items())
+def _sections(key: str) -> list[str]:
+    """The sections that a setting is in, the outermost first."""
+    parts = key.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _applying(choice: Choice, name: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of an entry's settings that a trial has to choose: their sections are on, and `when` holds."""
+
+    def holds(key: str, value: Any) -> bool:
+        found = _lookup(tree, key)[1]
+        return found == value or (value == {} and isinstance(found, Mapping))
+
+    if not all(holds(key, value) for key, value in choice.when.items()):
+        return ()
+    return tuple(
+        key for key in choice.keys(name) if all(_lookup(tree, section)[1] is not None for section in _sections(key))
+    )
 
 
 def _lookup(tree: Mapping[str, Any], key: str) -> tuple[bool, Any]:

@@ -5,6 +5,7 @@ Its path is a `Path` like any other; `fetch` brings the copy up to date, `send` 
 do nothing with paths that are no copies. What is stored is the truth, and of two writers of a file the last wins.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sermll.errors import StorageError
+from sermll.errors import ConfigError, StorageError
 
 ROOT = "SERMLL_ROOT"
 """Environment variable: the folder that relative paths of data and runs mean, where it is not the working directory."""
@@ -30,6 +31,10 @@ PATIENCE_S = 180.0
 """How long storage that does not answer is asked again."""
 PASSING = ("network_connection", "slow_down", "service_unavailable", "internal_failure", "timeout", "timed out", "curl")
 """What the messages of faults have in them that may pass; others, such as a denied access, are told at once."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems say that know no locks."""
+PACKAGE = "_ray_pkg_"
+"""How the folders begin into which Ray unpacks the code of jobs, and which it deletes after them."""
 AT_ONCE = 8
 
 
@@ -40,17 +45,30 @@ def place(path: str | Path) -> Path:
         A relative path in the folder of SERMLL_ROOT, if that is set; of a URI, its copy; else `path` itself.
 
     Raises:
-        StorageError: a URI of something else than object storage.
+        StorageError: a URI of something else than object storage, or with a secret in it.
+        ConfigError: a relative path in a folder that Ray deletes.
     """
     scheme, given, rest = str(path).partition("://")
     if not given:
         root = os.environ.get(ROOT, "")
+        inside = any(part.startswith(PACKAGE) for part in Path.cwd().parts)
+        if inside and not root and not Path(path).expanduser().is_absolute():
+            raise ConfigError(
+                f"{path}: would be in the working directory that Ray deletes with this job; set {ROOT} to a folder or "
+                "URI that the cluster's machines share, with `ray job submit --runtime-env-json "
+                f'\'{{"env_vars": {{"{ROOT}": "/shared"}}}}\'`, or give absolute paths of data and runs'
+            )
         if "://" in root and not Path(path).expanduser().is_absolute():
             return place(f"{root.rstrip('/')}/{path}")
         return Path(root, Path(path).expanduser())
     if scheme not in SCHEMES or not rest.strip("/"):
         known = " or ".join(f"{name}://bucket/name" for name in SCHEMES)
         raise StorageError(f"{path}: not a place for data or runs; give a folder, or {known}")
+    if {"@", ":"} & set(rest.partition("/")[0]):  # a key and its secret, which is not repeated
+        raise StorageError(
+            f"{scheme}://***: credentials do not belong into a URI; set AWS_ACCESS_KEY_ID and its kin, or a role, on "
+            f"the machines, and give {scheme}://bucket/name"
+        )
     root = _copies()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.stat().st_uid != os.getuid():
@@ -76,6 +94,11 @@ def unsent(folder: Path) -> Path:
     """A folder on the same file system as `folder`, for files that are not to be stored: mostly `folder` itself."""
     scheme, _, rest = origin(folder).partition("://")
     return _copies() / "unsent" / scheme / rest if rest else folder
+
+
+def machine() -> str:
+    """What this machine is called where a fault of its own is told."""
+    return os.uname().nodename
 
 
 def _copies() -> Path:
@@ -295,7 +318,7 @@ def partial(path: Path) -> Iterator[Path]:
     Of several writers at once the last one's file is kept, as long as they are on different machines or in different
     processes: each writes to a name of its own. The name has a dot in front, which readers of a folder pass over.
     """
-    written = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
+    written = path.with_name(f".{path.name}.{machine()}-{os.getpid()}.tmp")
     try:
         yield written
         os.replace(written, path)
@@ -313,6 +336,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
     Yields:
         Whether it is held; always true when it was waited for. The file then says by whom.
+
+    Raises:
+        StorageError: the file system has no locks.
     """
     with path.open("a") as file:
         try:
@@ -320,7 +346,14 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise StorageError(
+                f"{path}: the file system has no locks ({error.strerror}), so two commands could write the same files; "
+                "mount it with locks (NFS 4, or Lustre with -o flock), or use s3://bucket/name"
+            ) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
+        file.write(f"process {os.getpid()} on {machine()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
         file.flush()
         yield True

@@ -17,7 +17,7 @@ FOLDER = "predictions"
 def store(campaign_dir: Path) -> Path:
     """Gather the test predictions of the finished folds, one file for each run, by the epochs chosen on dev.
 
-    A file is written again only if its run has other folds, or the campaign another name for it, than what it holds.
+    A file is written again only if its run has other folds, or has them anew, or the campaign has another name for it.
 
     Args:
         campaign_dir: `runs/campaign-<name>`.
@@ -51,7 +51,8 @@ def store(campaign_dir: Path) -> Path:
 
 
 def _write(path: Path, places: dict[int, Path], columns: dict[str, str]) -> None:
-    holds = {b"sermll": json.dumps([[*places], columns]).encode()}
+    ended = {fold: (folder / "result.json").stat().st_mtime_ns for fold, folder in places.items()}
+    holds = {b"sermll": json.dumps([ended, columns]).encode()}
     if path.exists() and (pq.read_schema(path).metadata or {}).get(b"sermll") == holds[b"sermll"]:
         return
     tables = []

@@ -1,38 +1,52 @@
 """A search's memory: the trials of a study in an Optuna storage that several drivers may share.
 
-Every driver holds a lock for as long as it lives. A trial whose driver has died is taken over by the next that asks
-for one, with its number and its settings, so that no trial is lost and none is there twice.
+Every driver holds a lock for as long as it lives, beside the storage's file. Drivers that share a server need not share
+a folder: there each says in the storage, again and again, that it lives. A trial whose driver has died is taken over
+by the next that asks for one, with its number and its settings, so that no trial is lost and none is there twice.
 """
 
 import hashlib
 import logging
-import os
+import threading
+import time
 import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import numpy as np
 import optuna
+import sqlalchemy
 from optuna.samplers import BaseSampler
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sermll.config import without_password
-from sermll.errors import DataError
+from sermll.errors import ConfigError, DataError
 from sermll.space import Chooser
-from sermll.storage import locked
+from sermll.storage import locked, origin, place
 
 Sampler = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "random"]
 Pruner = Literal["none", "median", "asha"]
+JOURNAL = ".journal"
+ALL = "all.lock"
+"""Held by whoever takes a trial."""
+OPEN = "open"
+"""Attribute of a trial that chose nothing for a setting of the space, since what it has there lies outside."""
 SQLITE_WAIT_S = 120
 """How long a driver waits for others to let go of a SQLite file."""
 WARM_UP = 5
 """Finished trials before the median rule ends any."""
+AT_RANDOM: Mapping[Sampler, int] = {"tpe": 10, "gp": 10, "cmaes": 1, "nsga2": 10, "nsga3": 10}
+"""Finished trials before a sampler learns from any; of nsga2 and nsga3, trials of a generation."""
+BEAT_S, SILENT_S = 20.0, 120.0
+"""How often a driver says to a server that it lives, and after which silence one of another machine counts as dead: so
+many beats that neither a slow server nor clocks that differ a little make a living driver a dead one."""
 
 
 @dataclass(frozen=True)
@@ -64,38 +78,41 @@ class Study:
         """Open or begin the study.
 
         Args:
-            folder: for the locks, and for the SQLite file of a study whose `storage` is None.
+            folder: for the locks of a study on a server, and for the SQLite file of one whose `storage` is None.
             name: of the study in its storage.
-            storage: a database's URL, or a journal file, whose name ends in .journal.
+            storage: a database's URL, or a journal file, whose name ends in .journal; see `located`.
             rules: how trials are proposed.
 
         Raises:
             DataError: the storage cannot be opened.
         """
-        self._folder, self._rules = folder, rules
+        self._name, self._rules = name, rules
         self._held = ExitStack()
         self._mine: dict[int, Trial] = {}
-        (folder / "drivers").mkdir(parents=True, exist_ok=True)
         self.driver = uuid.uuid4().hex
-        self._held.enter_context(locked(self._lock_of(self.driver)))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         url = storage or f"sqlite:///{folder / 'study.db'}"
-        told = without_password(url)
-        with self._alone(), quietly():
-            try:
+        file = _file_of(url)
+        self._locks = folder / "drivers" if file is None else file.with_name(f"{file.name}.drivers")
+        with _opening(url), quietly():
+            self._locks.mkdir(parents=True, exist_ok=True)
+            self._server = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool) if file is None else None
+            with self._alone():  # two at once would make the same tables
                 self._study = optuna.create_study(
                     study_name=name,
                     storage=_storage(url),
-                    sampler=_sampler(rules, 0),
+                    sampler=optuna.samplers.RandomSampler(),  # see `_Placed` for those that propose
                     pruner=_pruner(rules),
                     directions=list(rules.directions),
                     load_if_exists=True,
                 )
-            except Exception as error:  # whatever the database's driver raises
-                why = str(error).strip().splitlines()[0].replace(url, told)
-                raise DataError(f"storage {told}: cannot be opened ({why})") from None
-        self.url = told
+                self._placed = _Placed(name, self._study._storage)
+                self._sweep()
+                self._held.enter_context(locked(self._lock_of(self.driver)))
+        if self._server is not None:
+            self._held.enter_context(self._beating())
+        self.url = without_password(url)
 
     def __enter__(self) -> Self:
         """Nothing to open; see `__exit__`."""
@@ -130,24 +147,27 @@ class Study:
         with self._alone(), quietly():
             trials = self.trials()
             for frozen in trials:
-                if frozen.state is TrialState.RUNNING and not self._alive(frozen.user_attrs.get("driver")):
-                    return self._see_to(Trial(self._study, frozen._trial_id), choose)
+                if frozen.state is TrialState.RUNNING and not self.alive(frozen.user_attrs.get("driver")):
+                    return self._see_to(Trial(self._placed, frozen._trial_id), choose)
             begun = sum(frozen.state is not TrialState.WAITING for frozen in trials)
             if begun >= total:
                 return None
-            # A sampler for each trial: what it draws depends on the trial's number, not on when a driver was started.
-            self._study.sampler = _sampler(self._rules, begun)
-            return self._see_to(self._study.ask(), choose)
+            return self._see_to(self._placed.ask(), choose)
 
     def _see_to(self, trial: Trial, choose: Callable[[Chooser], dict[str, Any]]) -> Taken:
+        # A sampler for each trial: what it draws depends on the trial's number, not on when a driver was started.
+        self._placed.sampler = _sampler(self._rules, trial.number)
         trial.set_user_attr("driver", self.driver)
         overrides, params = (trial.user_attrs.get(name) for name in ("overrides", "params"))
         if params is not None:
-            choose(_Guess(trial, params))  # the sampler learns what the guess would have had to choose
+            guess = _Guess(trial, params)
+            choose(guess)  # the sampler learns what the guess would have had to choose
+            if guess.left_open:
+                trial.set_user_attr(OPEN, True)
         if overrides is None:
             overrides = choose(trial)
             trial.set_user_attr("overrides", overrides)
-        self._mine[trial.number] = trial
+        self._mine[trial.number] = Trial(self._study, trial._trial_id)
         return Taken(trial.number, overrides)
 
     def waiting_for_others(self) -> bool:
@@ -155,7 +175,7 @@ class Study:
         return any(
             frozen.state is TrialState.RUNNING
             and frozen.user_attrs.get("driver") != self.driver
-            and self._alive(frozen.user_attrs.get("driver"))
+            and self.alive(frozen.user_attrs.get("driver"))
             for frozen in self.trials()
         )
 
@@ -165,7 +185,12 @@ class Study:
             trial = self._mine.get(number) or Trial(self._study, self.trials()[number]._trial_id)
             self._mine[number] = trial
             trial.report(value, step)
-            return number > 0 and bool(trial.should_prune())
+            return trial.should_prune() and number > 0  # asked for trial 0 too: asha compares others with it
+
+    def note_fault(self, number: int, why: str) -> None:
+        """Keep why a trial is about to fail; "": it begins again."""
+        if self.trials()[number].user_attrs.get("fault", "") != why:
+            Trial(self._study, self.trials()[number]._trial_id).set_user_attr("fault", why)
 
     def tell(self, number: int, values: Sequence[float] | None, note: str, facts: Mapping[str, Any]) -> None:
         """End a trial of this driver.
@@ -229,19 +254,71 @@ class Study:
             )
         return {name: float(value) for name, value in found.items()}
 
-    def _alive(self, driver: str | None) -> bool:
-        """Whether another process holds the driver's lock."""
+    def alive(self, driver: str | None) -> bool:
+        """Whether another process holds a driver's lock, or one on another machine has lately said that it lives."""
         path = self._lock_of(driver or "")
-        if not driver or not path.exists():
-            return False
-        with locked(path, wait=False) as free:
-            return not free
+        if driver and path.exists():
+            with locked(path, wait=False) as free:
+                return not free
+        seen_at = self._study.user_attrs.get(_beat_of(driver or "")) if self._server is not None else None
+        return seen_at is not None and time.time() - seen_at < SILENT_S
 
     def _lock_of(self, driver: str) -> Path:
-        return self._folder / "drivers" / f"{driver}.lock"
+        return self._locks / f"{driver}.lock"
 
-    def _alone(self) -> Any:  # a context manager
-        return locked(self._folder / "drivers" / "all.lock")
+    def _sweep(self) -> None:
+        """Remove the locks of drivers that have died; what has none is known to be dead."""
+        for path in self._locks.glob("*.lock"):
+            if path.name != ALL:
+                with locked(path, wait=False) as free:
+                    if free:
+                        self._say(path.stem, None)
+                        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Say to the server that this driver lives, and at the end that it does not."""
+        left = threading.Event()
+
+        def beat() -> None:
+            while not left.wait(BEAT_S):
+                with suppress(Exception):  # a server that is away is told of by who has a trial to take or to tell
+                    self._say(self.driver, time.time())
+
+        self._say(self.driver, time.time())
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            left.set()
+            thread.join()
+            with suppress(Exception):  # the server may be what has failed; then silence tells
+                self._say(self.driver, None)
+
+    def _say(self, driver: str, seen_at: float | None) -> None:
+        if self._server is not None:
+            self._study.set_user_attr(_beat_of(driver), seen_at)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One driver at a time: of those that share the storage's file, or the server."""
+        with ExitStack() as held:
+            held.enter_context(locked(self._locks / ALL))
+            if self._server is not None:
+                held.enter_context(_locked_there(self._server, self._name))
+            yield
+
+
+class _Placed(optuna.study.Study):
+    """A study without the trials that lie outside the space.
+
+    Most samplers model the settings alone that all trials have: one that left a weight at "auto" would hide it.
+    """
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        trials = super()._get_trials(deepcopy, states, use_cache)
+        return [trial for trial in trials if not trial.user_attrs.get(OPEN)]
 
 
 class _Guess:
@@ -249,18 +326,116 @@ class _Guess:
 
     def __init__(self, trial: Trial, params: Mapping[str, Any]) -> None:
         self._trial, self._params = trial, params
+        self.left_open = False
+
+    def _has(self, name: str) -> bool:
+        self.left_open |= name not in self._params
+        return name in self._params
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """The guess's number; any, untold, if it has none."""
-        return self._trial.suggest_float(name, low, high, log=log) if name in self._params else low
+        return self._trial.suggest_float(name, low, high, log=log) if self._has(name) else low
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """The guess's number; any, untold, if it has none."""
-        return self._trial.suggest_int(name, low, high) if name in self._params else low
+        return self._trial.suggest_int(name, low, high) if self._has(name) else low
 
     def suggest_categorical(self, name: str, choices: list[str]) -> str:
         """The guess's choice; any, untold, if it has none."""
-        return self._trial.suggest_categorical(name, choices) if name in self._params else choices[0]
+        return self._trial.suggest_categorical(name, choices) if self._has(name) else choices[0]
+
+
+class _Median(optuna.pruners.BasePruner):
+    """Ends a trial that is below the median of the finished ones at the same step.
+
+    Optuna's own compares the best that a trial had at any step, and the mean over inner folds falls when one begins.
+    """
+
+    def __init__(self, warm_up_steps: int) -> None:
+        self._warm_up_steps = warm_up_steps
+
+    def prune(self, study: optuna.study.Study, trial: FrozenTrial) -> bool:
+        """Whether to end `trial`."""
+        step = trial.last_step
+        if step is None or step <= self._warm_up_steps:
+            return False
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [one.intermediate_values[step] for one in done if step in one.intermediate_values]
+        return len(others) >= WARM_UP and trial.intermediate_values[step] < float(np.median(others))
+
+
+def located(storage: str) -> str:
+    """A storage as every process can open it: the file of a journal or of SQLite by its absolute path.
+
+    Raises:
+        ConfigError: its file would lie on object storage.
+    """
+    file = _file_of(storage)
+    if file is None:
+        return storage
+    file = place(file).absolute()
+    if origin(file):
+        raise ConfigError(
+            f"storage={storage}: {origin(file)} is no place for a database; give storage=postgresql://..."
+        )
+    return str(file) if storage.endswith(JOURNAL) else f"sqlite:///{file}"
+
+
+def finished(name: str, storage: str) -> int:
+    """How many trials of a study have ended; begins none.
+
+    Raises:
+        DataError: the storage cannot be opened.
+    """
+    file = _file_of(storage)
+    if file is not None and not file.exists():
+        return 0
+    with _opening(storage), quietly():
+        kept = _storage(storage)
+        if name not in optuna.get_all_study_names(kept):
+            return 0
+        trials = optuna.load_study(study_name=name, storage=kept).get_trials(deepcopy=False)
+    return sum(trial.state.is_finished() for trial in trials)
+
+
+@contextmanager
+def _opening(url: str) -> Iterator[None]:
+    told = without_password(url)
+    try:
+        yield
+    except Exception as error:  # whatever the database's driver raises
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].replace(url, told)
+        raise DataError(f"storage {told}: cannot be opened ({why})") from None
+
+
+def _file_of(url: str) -> Path | None:
+    """The file of a journal or of SQLite; None: a server."""
+    if url.endswith(JOURNAL):
+        return Path(url)
+    path = url.partition(":///")[2]
+    return Path(path) if url.startswith("sqlite") and path else None
+
+
+def _beat_of(driver: str) -> str:
+    """The study's attribute that says when a driver was last seen."""
+    return f"driver {driver}"
+
+
+@contextmanager
+def _locked_there(server: sqlalchemy.Engine, name: str) -> Iterator[None]:
+    """Hold a lock of a database server, which ends with the connection, whatever happens to this process."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    hold, release, named = (
+        ("SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)", key)
+        if server.name == "postgresql"
+        else ("SELECT GET_LOCK(:key, -1)", "SELECT RELEASE_LOCK(:key)", f"sermll {key}")
+    )
+    with server.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sqlalchemy.text(hold), {"key": named})
+        try:
+            yield
+        finally:
+            connection.execute(sqlalchemy.text(release), {"key": named})
 
 
 @contextmanager
@@ -272,9 +447,8 @@ def quietly() -> Iterator[None]:
 
 
 def _storage(url: str) -> optuna.storages.BaseStorage:
-    if url.endswith(".journal"):
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.JournalStorage(JournalFileBackend(os.path.abspath(url)))
+    if url.endswith(JOURNAL):
+        return optuna.storages.JournalStorage(JournalFileBackend(url))
     wait = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite:") else {}
     return optuna.storages.RDBStorage(url, engine_kwargs=wait)
 
@@ -282,18 +456,19 @@ def _storage(url: str) -> optuna.storages.BaseStorage:
 def _sampler(rules: Rules, number: int) -> BaseSampler:
     """What proposes the trial with this number."""
     seed = int.from_bytes(hashlib.sha256(f"{rules.seed} {number}".encode()).digest()[:4], "big")
+    first = AT_RANDOM.get(rules.sampler, 0)
     with quietly():
         match rules.sampler:
             case "tpe":
-                return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
+                return optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=first, seed=seed)
             case "gp":
-                return optuna.samplers.GPSampler(seed=seed)
+                return optuna.samplers.GPSampler(n_startup_trials=first, seed=seed)
             case "cmaes":
-                return optuna.samplers.CmaEsSampler(seed=seed)
+                return optuna.samplers.CmaEsSampler(n_startup_trials=first, seed=seed)
             case "nsga2":
-                return optuna.samplers.NSGAIISampler(seed=seed)
+                return optuna.samplers.NSGAIISampler(population_size=first, seed=seed)
             case "nsga3":
-                return optuna.samplers.NSGAIIISampler(seed=seed)
+                return optuna.samplers.NSGAIIISampler(population_size=first, seed=seed)
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
 
@@ -303,6 +478,6 @@ def _pruner(rules: Rules) -> optuna.pruners.BasePruner:
         case "none":
             return optuna.pruners.NopPruner()
         case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=WARM_UP, n_warmup_steps=rules.warm_up_steps + 1)
+            return _Median(rules.warm_up_steps)
         case "asha":
             return optuna.pruners.SuccessiveHalvingPruner(min_resource=rules.warm_up_steps + 1, reduction_factor=3)

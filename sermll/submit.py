@@ -39,6 +39,8 @@ SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", "runs", "da
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE", re.IGNORECASE)
 """Names of variables that are not sent: whoever sees the cluster's jobs would see their values."""
 POLL_S = 1.0
+PATIENCE_S = 60.0
+"""How long a cluster that does not answer any more is asked again while a job is followed."""
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -78,7 +80,14 @@ class Jobs:
         with self._asking():
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, arguments: Sequence[str], folder: Path, root: str, variables: Mapping[str, str]) -> str:
+    def submit(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        root: str,
+        variables: Mapping[str, str],
+        needed: Sequence[Path] = (),
+    ) -> str:
         """Send the code and begin a job.
 
         Args:
@@ -86,22 +95,24 @@ class Jobs:
             folder: the working directory to send.
             root: what relative paths of data and runs mean on the cluster, a folder or a URI.
             variables: of the environment, for the job and all its workers.
+            needed: files below `folder` that the command reads.
 
         Returns:
             The job's id.
 
         Raises:
-            ConfigError: the code is too large, or a variable or the command holds a secret.
+            ConfigError: the code is too large or a needed file would stay here, or a variable or the command holds a
+                secret.
         """
         environment = _checked(variables) | {ROOT: root}
-        if any(without_password(word) != word for word in arguments):
+        if any(without_password(word) != word for word in [*arguments, root]):
             raise ConfigError(
                 "the command holds a password, and whoever sees the cluster's jobs would see it; leave it out of "
                 "the URL and set it on the nodes: PGPASSWORD for PostgreSQL, MLFLOW_TRACKING_PASSWORD for MLflow"
             )
         name = f"{arguments[0]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
         with tempfile.TemporaryDirectory(prefix="sermll-") as staged:
-            stage(folder, Path(staged))
+            stage(folder, Path(staged), needed)
             # Jobs that share a package lose their working directory when the first of them ends.
             (Path(staged) / ".job").write_text(name, encoding="utf-8")
             with self._asking():
@@ -139,7 +150,7 @@ class Jobs:
         Raises:
             SermllError: the cluster does not answer any more.
         """
-        shown, last = 0, False
+        shown, last, answered = 0, False, time.monotonic()
         while True:
             text, whole = "", True
             try:
@@ -150,11 +161,23 @@ class Jobs:
                         shown = len(text)
             except Exception:  # whatever a connection that breaks raises
                 whole = False
-            ended = self.find(job).status in ENDED  # asking tells whether the cluster is still there
+            try:
+                ended = self.find(job).status in ENDED  # asking tells whether the cluster is still there
+                answered = time.monotonic()
+            except ConfigError:
+                raise
+            except SermllError as error:
+                if time.monotonic() - answered > PATIENCE_S:
+                    raise SermllError(f"{error}, for {PATIENCE_S:g} s; {self.goes_on(job)}") from None
+                ended = False
             if ended and (whole or last):
                 return
             last = ended  # the connection broke: once more, for its last words
             time.sleep(POLL_S)
+
+    def goes_on(self, job: str) -> str:
+        """What becomes of a job that is not followed any more."""
+        return f"job {job} goes on; sermll jobs logs {job} --follow --address {self.address} shows it again"
 
     def _tail(self, job: str) -> Iterator[str]:
         parts = self._client.tail_job_logs(job)
@@ -178,17 +201,19 @@ class Jobs:
     @contextmanager
     def _asking(self, job: str = "") -> Iterator[None]:
         """Name what goes wrong with a question to the cluster."""
+        from ray.exceptions import AuthenticationError
+
         try:
             yield
+        except AuthenticationError:
+            raise SermllError(
+                f"{self.address} does not accept this machine's token, or there is none; put the cluster's into "
+                "~/.ray/auth_token or RAY_AUTH_TOKEN"
+            ) from None
         except (RuntimeError, OSError, ValueError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()
             if job and "does not exist" in str(error):
                 raise ConfigError(f"{self.address} has no job {job}; `sermll jobs list` shows all") from None
-            if "authentication" in str(error).lower() or "401" in said[0] or "403" in said[0]:
-                raise SermllError(
-                    f"{self.address} does not accept this machine's token; put the cluster's into ~/.ray/auth_token or "
-                    "RAY_AUTH_TOKEN_PATH"
-                ) from None
             raise SermllError(f"{self.address}: {said[0]}") from None
 
 
@@ -211,17 +236,25 @@ def _checked(variables: Mapping[str, str]) -> dict[str, str]:
     return dict(variables)
 
 
-def stage(folder: Path, to: Path) -> int:
+def stage(folder: Path, to: Path, needed: Sequence[Path] = ()) -> int:
     """Copy what a job needs: the text files of a folder, and the sermll that runs.
+
+    Args:
+        folder: the working directory.
+        to: an empty folder.
+        needed: files that must be among them, relative to `folder`.
 
     Returns:
         Bytes that were copied.
 
     Raises:
-        ConfigError: they are too many; the largest are named.
+        ConfigError: they are too many, the largest are named; or a needed one is not among them.
     """
     package = Path(__file__).resolve().parent
     files = {path.relative_to(folder): path for path in _code(folder)}
+    for name in needed:
+        if Path(os.path.normpath(name)) not in files:
+            raise ConfigError(f"{name}: would not be sent, {_why_not(folder, name)}; copy it to where code lies")
     files |= {Path("sermll", path.relative_to(package)): path for path in package.rglob("*.py")}
     sizes = {name: path.stat().st_size for name, path in files.items()}
     total = sum(sizes.values())
@@ -250,11 +283,36 @@ def _code(folder: Path) -> list[Path]:
     return [path for path in found if path not in ignored and not path.is_symlink()]
 
 
+def _why_not(folder: Path, name: Path) -> str:
+    """Why `_code` leaves a file out."""
+    path = folder / name
+    if path.suffix not in CODE:
+        return f"since its name ends in {path.suffix or 'nothing'}, not in one of {' '.join(sorted(CODE))}"
+    if path.is_symlink():
+        return "since it is a link"
+    if any(part.startswith(".") for part in name.parts):
+        return "since a name on its way begins with a dot"
+    if _ignored(folder, [path]):
+        return "since git ignores it"
+    return "since it lies in a folder of data, results or an environment"
+
+
 def _ignored(folder: Path, files: Sequence[Path]) -> set[Path]:
-    """Those of the files that git ignores; none where there is no git or no repository."""
+    """Those of the files that git ignores; none where there is no git or no repository.
+
+    Raises:
+        ConfigError: git does not say.
+    """
     command = ["git", "-C", str(folder), "check-ignore", "-z", "--stdin"]
+    asked = "\0".join(map(str, files))
     try:
-        told = subprocess.run(command, input="\0".join(map(str, files)), capture_output=True, text=True, timeout=60)
-    except OSError:
+        told = subprocess.run(
+            command, input=asked, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"}
+        )
+    except FileNotFoundError:
         return set()
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"{folder}: git does not say within a minute what it ignores; submit from a clone") from None
+    if told.returncode > 1 and "not a git repository" not in told.stderr:  # 1: it ignores none of them
+        raise ConfigError(f"{folder}: git does not say what it ignores ({told.stderr.strip().splitlines()[0]})")
     return {Path(name) for name in told.stdout.split("\0") if name}

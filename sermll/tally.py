@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sermll import compare, metrics, results
 from sermll.errors import DataError
-from sermll.files import FRESH_S, fetch_run, naming, read_json, read_yaml
+from sermll.files import FRESH_S, fetch_run, naming, read_json
 from sermll.storage import fetch, place
 
 Json = dict[str, Any]
@@ -49,7 +49,9 @@ class Scores:
     counts: NDArray[np.float64] = field(repr=False)
     """[S, C, C] confusion counts of each fold and speaker, summed over seeds."""
     fold_of: NDArray[np.int64] = field(repr=False)
-    """[S] the fold in which each speaker was tested."""
+    """[S] the fold of each of them."""
+    speaker_of: NDArray[np.str_] = field(repr=False)
+    """[S] the speaker of each of them."""
     tested: Mapping[int, Sequence[tuple[int, str, str]]] = field(repr=False)
     """Utterances and labels of each fold."""
     dev_ua: NDArray[np.float64] = field(repr=False)
@@ -75,12 +77,12 @@ class Versus:
 
 @dataclass(frozen=True)
 class Cost:
-    """Hours of the finished folds; None where a run does not tell what it held."""
+    """Hours of the finished folds; None where one was trained by a version that did not tell what it held."""
 
     wall_h: float = 0.0
     """Each fold from start to end, summed: folds side by side count each."""
     train_h: float = 0.0
-    """Of them, in epochs; times workers and what each held, cpu_h and gpu_h."""
+    """Of them, in epochs; times what the workers of each epoch held, cpu_h and gpu_h."""
     cpu_h: float | None = 0.0
     gpu_h: float | None = 0.0
 
@@ -136,7 +138,7 @@ class Group:
         speakers = [row.versus.speakers for row in self.rows if row.versus]
         if not speakers:
             return None
-        return 2.0 ** (1 - max(speakers)) if max(speakers) <= compare.EXACT_SPEAKERS else 1 / (compare.DRAWS + 1)
+        return compare.smallest_p(max(speakers))
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,7 @@ def tally(campaign_dir: Path) -> Tally:
         campaign_dir: `runs/campaign-<name>`.
 
     Raises:
-        DataError: no campaign, or a file in it or in a run is damaged; the seeds of a row tested different utterances;
-            two rows are one run.
+        DataError: no campaign, or a file in it or in a run is damaged; the seeds of a row tested different utterances.
     """
     campaign = read(campaign_dir)
     members: dict[tuple[tuple[str, str], ...], list[Json]] = {}
@@ -188,7 +189,7 @@ def read(campaign_dir: Path) -> Json:
     """Content of campaign.json.
 
     Raises:
-        DataError: there is none, or a run belongs to two combinations of the axes.
+        DataError: there is none, or it is damaged.
     """
     path = Path(campaign_dir) / "campaign.json"
     fetch(path)
@@ -196,16 +197,8 @@ def read(campaign_dir: Path) -> Json:
         raise DataError(f"{campaign_dir}: no campaign (no campaign.json); give a folder `campaign-<name>`")
     with naming(path):
         campaign = read_json(path)
-        owners: dict[str, Json] = {}
-        for cell in campaign["cells"]:
-            labels = {axis: value for axis, value in cell["labels"].items() if axis != FOLD}
-            owner = owners.setdefault(cell["run_dir"], labels)
-            if owner != labels:
-                raise DataError(
-                    f"{path}: {_words(owner)} and {_words(labels)} are one run, {cell['run_dir']}: what differs "
-                    "between them has no effect; take one of them out of the axes"
-                )
-    return campaign
+        _ = campaign["cells"]
+        return campaign
 
 
 def finished(cell: Json) -> dict[int, Path]:
@@ -219,16 +212,12 @@ def finished(cell: Json) -> dict[int, Path]:
 def _row(labels: Mapping[str, str], cells: Sequence[Json]) -> Row:
     """Merge the cells of a row: its seeds, and its folds where they are an axis."""
     done: dict[str, dict[int, Path]] = {}
-    failures, cost = [], Cost()
+    failed, spent = [], Cost()
     for cell in cells:
         seed, places = cell["labels"].get(SEED, ""), finished(cell)
         done[seed] = done.get(seed, {}) | places
-        failures += [
-            f"{f'seed {seed}, ' if seed else ''}fold {fold}: {why.splitlines()[0] if why else 'no reason told'}"
-            for fold, why in cell["failed"].items()
-            if int(fold) not in places  # one that failed and then was trained again is no failure
-        ]
-        cost += _cost(place(cell["run_dir"]), places)
+        failed += [f"seed {seed}, {failure}" if seed else failure for failure in failures(cell)]
+        spent += cost(cell)
     runs = [run for run in dict.fromkeys(place(cell["run_dir"]) for cell in cells) if (run / "run.json").is_file()]
     facts = [_facts(run) for run in runs]
     other = next((run for run, told in zip(runs, facts, strict=True) if _identity(told) != _identity(facts[0])), None)
@@ -244,10 +233,10 @@ def _row(labels: Mapping[str, str], cells: Sequence[Json]) -> Row:
         codes=frozenset(code_in_words(told["code"]) for told in facts),
         asked=sum(len(cell["folds"]) for cell in cells),
         finished=sum(map(len, done.values())),
-        failures=tuple(failures),
+        failures=tuple(failed),
         folds=tuple(folds),
         scores=_scores(done, folds, facts[0]["data"]["classes"]) if folds else None,
-        cost=cost,
+        cost=spent,
     )
 
 
@@ -262,7 +251,7 @@ def _scores(done: Places, folds: Sequence[int], classes: Sequence[str]) -> Score
             raise DataError(
                 f"{done[seed][fold]}: its seed was tested on other utterances than the first seed of its row"
             )
-    counts, fold_of = results.by_speaker(pa.concat_tables(chosen.values()), classes)
+    counts, fold_of, speaker_of = results.by_speaker(pa.concat_tables(chosen.values()), classes)
     # UA of each seed and fold, [R, F].
     ua = np.array(
         [[metrics.ua(results.by_speaker(chosen[seed, f], classes)[0].sum(axis=0)) for f in folds] for seed in done]
@@ -281,6 +270,7 @@ def _scores(done: Places, folds: Sequence[int], classes: Sequence[str]) -> Score
         fold_sd=float(np.std(ua, axis=1, ddof=1).mean()) if len(folds) > 1 else None,
         counts=counts,
         fold_of=fold_of,
+        speaker_of=speaker_of,
         tested=tested,
         dev_ua=np.mean([history[:reached, 0] for history in histories], axis=0),
     )
@@ -304,29 +294,33 @@ def _identity(facts: Json) -> tuple[Any, ...]:
     return data["title"], data["data_hash"], data["classes"], [(fold["fold"], fold["test"]) for fold in folds]
 
 
-def _cost(run: Path, places: Mapping[int, Path]) -> Cost:
+def cost(cell: Json) -> Cost:
+    """What the finished folds of a cell took."""
     total = Cost()
-    if not places:
-        return total
-    settings = read_yaml(run / "config.yaml")
-    with naming(run / "config.yaml"):
-        held = settings["resources"]
-        per_worker = [held["cpus_per_worker"], held["gpus_per_worker"]]
-    for folder in places.values():
+    for folder in finished(cell).values():
         with naming(folder / "result.json"):
             result = read_json(folder / "result.json")
-            train_h = result["seconds"] / 3600
-            workers = held["workers"] if isinstance(held["workers"], int) else _mean_workers(folder)
-            hours = [None if each == "auto" else train_h * workers * each for each in per_worker]
-            total += Cost(result["wall_s"] / 3600, train_h, *hours)
+            wall_h, train_h = result["wall_s"] / 3600, result["seconds"] / 3600
+        with naming(folder / "history.json"):
+            history = read_json(folder / "history.json")
+            cpu_h, gpu_h = (
+                sum((row["train_s"] + row["eval_s"]) * row["workers"] * row[held] for row in history) / 3600
+                if all(held in row for row in history)
+                else None
+                for held in ("cpus_per_worker", "gpus_per_worker")
+            )
+        total += Cost(wall_h, train_h, cpu_h, gpu_h)
     return total
 
 
-def _mean_workers(folder: Path) -> float:
-    """How many processes trained a fold whose number changed, by the seconds of its epochs."""
-    history = read_json(folder / "history.json")
-    seconds = [row["train_s"] + row["eval_s"] for row in history]
-    return sum(row["workers"] * each for row, each in zip(history, seconds, strict=True)) / sum(seconds)
+def failures(cell: Json) -> list[str]:
+    """Fold and the first line of why, for the folds of a cell that failed; one that was trained later did not."""
+    done = finished(cell)
+    return [
+        f"fold {fold}: {why.splitlines()[0] if why else 'no reason told'}"
+        for fold, why in cell["failed"].items()
+        if int(fold) not in done
+    ]
 
 
 def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -372,11 +366,16 @@ def _versus(reference: Row, row: Row) -> Versus | None:
         return None
     folds = sorted(set(reference.folds) & set(row.folds))
     theirs, mine = (np.isin(scores.fold_of, folds) for scores in (reference.scores, row.scores))
-    speakers = int(mine.sum())
+    speaker_of = row.scores.speaker_of[mine]
+    speakers = len(set(speaker_of))
     if speakers < 2:
         return None
     difference = compare.paired_difference(
-        reference.scores.counts[theirs], row.scores.counts[mine], row.scores.fold_of[mine], compare.SEED
+        reference.scores.counts[theirs],
+        row.scores.counts[mine],
+        row.scores.fold_of[mine],
+        speaker_of,
+        compare.SEED,
     )
     return Versus(difference, tuple(folds), speakers, p_holm=difference.p)
 

@@ -96,9 +96,12 @@ class _Server:
 
     def send(self, send: Callable[[], None]) -> bool:
         """Send what can be sent again later; returns whether it went well."""
-        began = time.monotonic()
+        began, before = time.monotonic(), self.fault
         sent = self._try(send, ANSWER_S)
         took = time.monotonic() - began
+        if sent != (before is None):
+            what = "answers again" if sent else f"does not take what is new ({self.fault}); asked again now and then"
+            sys.stderr.write(f"MLflow at {without_password(self.uri)} {what}\n")
         self._rest_until = time.monotonic() + (took * (1 / SHARE - 1) if sent else RETRY_S)
         return sent
 
@@ -295,7 +298,8 @@ class CampaignTracker(_Sender):
             counts = {"cells": len(told["cells"]), "folds": len(asked), "folds_finished": done}
             self._log(self._known["runs"][self._folder.name], {f"{counts}": counts}, {f"{counts}": 0})
             self._client.log_artifact(run, str(self._folder / "campaign.json"))
-            self._client.log_artifacts(run, str(self._folder / "report"), "report")
+            if (self._folder / "report").is_dir():  # one that was interrupted has none yet
+                self._client.log_artifacts(run, str(self._folder / "report"), "report")
             self._client.set_terminated(run)
 
 
@@ -403,10 +407,6 @@ class Tracker(_Sender):
         with self._remembering(wait=artifacts):
             told = read_json(self._folder / "run.json"), read_yaml(self._folder / "config.yaml")
             parent = self._described(*told, self._folder.name, above)
-            if above and self._known.get("campaign") != above:  # it was begun by itself, or by another campaign
-                self._client.set_tag(parent["run"], "mlflow.parentRunId", above)
-                self._known["campaign"] = above
-                self._remember()
             for folder in sorted(self._folder.glob("fold-*"), key=lambda path: int(path.name[5:])):
                 if (folder / "history.json").exists():
                     fold = self._described(*told, folder.name, parent["run"], folder.name[5:])
@@ -418,7 +418,12 @@ class Tracker(_Sender):
         """What MLflow has of the run or fold `name`; it is created, with parameters, tags and data set, if need be."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+        belongs = {
+            **{f"sermll.axis.{axis}": value for axis, value in self._labels.items()},
+            **({"mlflow.parentRunId": above} if above is not None else {}),
+        }
         tags = {
+            **belongs,
             "sermll.run_id": run["run_id"],
             "sermll.data_hash": run["data"]["data_hash"],
             "sermll.corpus": run["data"]["corpus"],
@@ -429,11 +434,17 @@ class Tracker(_Sender):
             "sermll.commit": str(run["code"]["commit"]),
             "sermll.dirty": str(run["code"]["dirty"]),
             "sermll.seed": str(settings["seed"]),
-            **{f"sermll.{axis}": value for axis, value in self._labels.items()},
-            **({"mlflow.parentRunId": above} if above is not None else {}),
             **({"sermll.fold": fold} if fold is not None else {}),
         }
-        known = self._run(name, lambda: tags, described=False, epochs=0, finished=0)
+        known = self._run(name, lambda: tags, described=False, epochs=0, finished=0, belongs=belongs)
+        before = known.get("belongs", {})
+        if self._campaign and before != belongs:  # it was begun by itself, or by another campaign
+            for key in before.keys() - belongs.keys():
+                self._delete_tag(known["run"], key)
+            for key, value in belongs.items():
+                self._client.set_tag(known["run"], key, value)
+            known["belongs"] = belongs
+            self._remember()
         if not known["described"]:
             params = flatten({key: value for key, value in settings.items() if key not in NOT_PARAMS})
             if fold is not None:
@@ -455,6 +466,15 @@ class Tracker(_Sender):
             known["described"] = True
             self._remember()
         return known
+
+    def _delete_tag(self, run: str, key: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.delete_tag(run, key)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # it was deleted before, and the answer lost
+                raise
 
     def _send_fold(self, fold: Json, folder: Path, *, artifacts: bool) -> None:
         """Epochs that MLflow does not have; with `artifacts`, the results and files of a finished fold."""
@@ -551,8 +571,8 @@ def upload(folder: Path, uri: str | None) -> str | None:
     )
 
 
-def serve(runs: Path, port: int) -> int:
-    """Show the store of a runs folder in a browser, until the user interrupts; returns the server's exit status.
+def stored(runs: Path) -> str:
+    """URI of the store that a runs folder has.
 
     Raises:
         DataError: results go to a server already, or there are none.
@@ -562,5 +582,10 @@ def serve(runs: Path, port: int) -> int:
         raise DataError(f"results go to {without_password(uri)} (MLFLOW_TRACKING_URI): open that address in a browser")
     if not Path(uri.removeprefix("sqlite:///")).is_file():
         raise DataError(f"{runs}: no results were tracked here yet; give the folder of `tracking.runs`")
+    return uri
+
+
+def serve(uri: str, port: int) -> int:
+    """Show a store in a browser, until the user interrupts; returns the server's exit status."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     return subprocess.call(command)

@@ -59,9 +59,8 @@ def train(experiment: Experiment) -> Outcome:
     tracker = Tracker.of(experiment, run.folder)
     if run.unfinished:
         with connected():
-            scratch = run.folder / ".lanes"
             title = f"training {experiment.name}"
-            failures = train_jobs(run.unfinished, title, scratch, lambda *_: tracker.sync())
+            failures = train_jobs(run.unfinished, title, run.folder, lambda *_: tracker.sync())
         if failures:
             told = [f"{job.title}: {why}" for job, why in failures.items()]
             raise TrainingError("\n".join([*told, "The other folds are kept; the same command goes on from here"]))

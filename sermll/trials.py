@@ -1,6 +1,5 @@
 """The trials of a search under Ray Tune: Optuna proposes, Tune schedules, a trial trains its inner folds one by one."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,14 @@ from sermll.loop import FoldJob, selection_scores, train_fold
 from sermll.progress import Progress
 from sermll.search_plan import DIRECTIONS, Inner, Search
 from sermll.space import Chooser, suggest
-from sermll.storage import origin, remove
+from sermll.storage import names, origin, remove
 from sermll.study import Rules, Study, Taken
 
 POLL_S = 2.0
+ENDS_SEARCH = "ends_search"
+"""In what a trial reports: no other would be spared what its note says."""
+SCRATCH = ".tune-"
+"""Begins the name of the folder that Ray Tune writes to for a driver."""
 
 
 def open_study(search: Search, inner: Inner) -> Study:
@@ -35,7 +38,7 @@ def open_study(search: Search, inner: Inner) -> Study:
     file = search.file
     rules = Rules(
         sampler=file.sampler,
-        pruner=search.pruner,
+        pruner=search.file.rule,
         directions=tuple(DIRECTIONS[name] for name in file.objectives),
         seed=file.sampler_seed,
         warm_up_steps=max(1, search.experiment.optim.epochs // 3),
@@ -46,12 +49,15 @@ def open_study(search: Search, inner: Inner) -> Study:
             f"a search in {origin(search.folder)} needs a database for its trials: storage=postgresql://..., or "
             "another tracking.runs"
         )
-    storage = file.storage or f"sqlite:///{search.folder / 'study.db'}"
-    return Study(inner.folder, f"{file.name}-{inner.folder.name}-{search.fingerprint(inner)}", storage, rules)
+    return Study(inner.folder, search.study_name(inner), search.storage, rules)
 
 
 def run_trials(search: Search, inner: Inner, study: Study) -> None:
-    """Run trials until the study has all of them, seen to by this driver or by others."""
+    """Run trials until the study has all of them, seen to by this driver or by others.
+
+    Raises:
+        TrainingError: a trial met with what no other would be spared, such as a full disk; it is kept as it is.
+    """
 
     def left() -> int:
         states = [trial.state for trial in study.trials()]
@@ -63,9 +69,11 @@ def run_trials(search: Search, inner: Inner, study: Study) -> None:
         while (unfinished := left()) > 0:
             with summoned(search.experiment.resources, bar.say):
                 _tune(search, inner, study, bar)
+            waited = False
             while left() > 0 and study.waiting_for_others():
+                waited = True
                 time.sleep(POLL_S)
-            if left() == unfinished:
+            if left() == unfinished and not waited:  # a driver that was waited for may have died: its trial is ours
                 raise TrainingError("Ray Tune has ended with trials unfinished; the same command goes on from here")
 
 
@@ -88,7 +96,11 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
     ]
     bank = _bank(search, inner, gpus)
     desk: Any = ray.remote(num_cpus=0)(Desk).options(label_selector=here()).remote(search, inner)
-    scratch = inner.folder / f".tune-{study.driver}"
+    for name in names(inner.folder):
+        if name.startswith(SCRATCH) and not study.alive(name.removeprefix(SCRATCH)):
+            remove(inner.folder / name)
+    scratch = inner.folder / f"{SCRATCH}{study.driver}"
+    faults: list[str] = []
     try:
         tune.Tuner(
             tune.with_resources(
@@ -96,7 +108,7 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
                 tune.PlacementGroupFactory([share(resources, gpus)]),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=_proposer(search, study, progress),
+                search_alg=_proposer(search, inner, study, progress, faults),
                 max_concurrent_trials=at_once,
                 num_samples=search.file.trials,
                 reuse_actors=True,
@@ -112,6 +124,8 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
     finally:
         ray.kill(desk)
         remove(scratch)
+    if faults:
+        raise TrainingError("\n".join([*faults, "The trials are kept; the same command goes on from here"]))
 
 
 class Desk:
@@ -121,10 +135,15 @@ class Desk:
         self._search, self._inner = search, inner
         self._study = open_study(search, inner)
 
-    def jobs(self, number: int) -> list[FoldJob]:
+    def begin(self, number: int) -> list[FoldJob]:
         """What a trial trains."""
+        self._study.note_fault(number, "")
         frozen = self._study.trials()[number]
         return self._search.jobs(self._inner, Taken(number, frozen.user_attrs["overrides"]))
+
+    def failed(self, number: int, why: str) -> None:
+        """Note why a trial is about to fail; it may be tried again."""
+        self._study.note_fault(number, why)
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Whether a trial that has come so far is to be ended."""
@@ -158,42 +177,61 @@ def _work(config: dict[str, Any], desk: Any, folds: Sequence[FoldData], bank: Ba
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     number = config["number"]
-    done: list[dict[str, float]] = []
-    seconds = 0.0
-    for place, job in enumerate(ray.get(desk.jobs.remote(number))):
+    jobs: list[FoldJob] = ray.get(desk.begin.remote(number))
+    job, done, seconds = jobs[0], [], 0.0
+    try:
+        for place, job in enumerate(jobs):
+            reached = [unit["dev_ua"] for unit in done]
 
-        def stop(history: list[dict[str, Any]], job: FoldJob = job, place: int = place) -> bool:
-            scores = selection_scores(job.settings["protocol"]["select"], history)
-            reached = [*(unit["dev_ua"] for unit in done), history[int(np.argmax(scores))]["dev_ua"]]
-            step = place * job.settings["optim"]["epochs"] + len(history)
-            return ray.get(desk.report.remote(number, step, float(np.mean(reached))))
+            def stop(
+                history: list[dict[str, Any]], job: FoldJob = job, place: int = place, reached: Any = reached
+            ) -> bool:
+                scores = selection_scores(job.settings["protocol"]["select"], history)
+                best, epochs = history[int(np.argmax(scores))]["dev_ua"], job.settings["optim"]["epochs"]
+                value, step = float(np.mean([*reached, best])), place * epochs + len(history)
+                # What has come to its last step is told of as well, and is not ended: its value is known.
+                return ray.get(desk.report.remote(number, step, value)) and step < len(jobs) * epochs
 
-        try:
             if not job.finished:
                 Path(job.folder).mkdir(parents=True, exist_ok=True)
                 batches, encoder = stream, None
                 if bank is not None:
                     batches, encoder = bank.batches, bank.stand_in(Experiment.model_validate(job.settings))
                 train_fold(job, folds[job.fold], batches, device, stop=stop, encoder=encoder)
-        except (SermllError, RuntimeError, MemoryError) as error:  # torch's own errors are RuntimeErrors
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            note = f"{job.title}: {'out of memory: ' if out_of_memory(error) else ''}{said}"
+            if not job.finished:
+                seconds += sum(row["train_s"] + row["eval_s"] for row in job.history())
+                told = {"note": "", "seconds": seconds}
+                break
+            done.append(_measure(job, folds[job.fold].classes))
+            seconds += done[-1]["seconds"]
+            remove(job.checkpoints)  # the model itself is of no use any more
         else:
-            note = ""
-        if note:
-            if device.type == "cuda":  # the next trial of this process, or another on this GPU, can have it
-                torch.cuda.empty_cache()
-            tune.report({"note": note})
-            return
-        if not job.finished:
-            told = sum(row["train_s"] + row["eval_s"] for row in job.history())
-            tune.report({"note": "", "seconds": seconds + told})
-            return
-        done.append(_measure(job, folds[job.fold].classes))
-        seconds += done[-1]["seconds"]
-    values = {name: float(np.mean([unit[name] for unit in done])) for name in ("dev_ua", "ece")}
-    values |= {"worst_speaker_ua": min(unit["worst_speaker_ua"] for unit in done)}
-    tune.report({"note": "", "seconds": seconds, **values})
+            values = {name: float(np.mean([unit[name] for unit in done])) for name in ("dev_ua", "ece")}
+            values |= {"worst_speaker_ua": min(unit["worst_speaker_ua"] for unit in done)}
+            told = {"note": "", "seconds": seconds, **values}
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"{job.title}: {'out of memory: ' if out_of_memory(error) else ''}{said}"
+        if not of_the_trial(error, number):
+            if isinstance(error, SermllError):
+                tune.report({"note": why, ENDS_SEARCH: True})
+                return
+            ray.get(desk.failed.remote(number, why))
+            raise  # Tune tries again, in another process: this one's GPU may be of no use any more
+        told = {"note": why}
+        if device.type == "cuda":  # the next trial of this process, or another on this GPU, can have it
+            torch.cuda.empty_cache()
+    for job in jobs:
+        remove(job.checkpoints)
+    tune.report(told)
+
+
+def of_the_trial(error: BaseException, number: int) -> bool:
+    """Whether an error comes of what a trial chose, so that others need not meet with it.
+
+    Trial 0 is the experiment as it stands: if its settings do not fit together, no trial's do.
+    """
+    return out_of_memory(error) or isinstance(error, TrainingError) or (isinstance(error, ConfigError) and number > 0)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -210,9 +248,8 @@ def _measure(job: FoldJob, classes: Sequence[str]) -> dict[str, float]:
     result = read_json(folder / "result.json")
     with naming(folder / results.DEV_PREDICTIONS):
         dev = pq.read_table(folder / results.DEV_PREDICTIONS)
-    counts, _ = results.by_speaker(dev, classes)
+    counts, _, _ = results.by_speaker(dev, classes)
     said, labels = results.probabilities(dev, classes)
-    shutil.rmtree(job.checkpoints, ignore_errors=True)  # the model itself is of no use any more
     return {
         "dev_ua": float(metrics.ua(counts.sum(axis=0))),
         "worst_speaker_ua": float(np.nanmin(metrics.ua(counts))),
@@ -221,14 +258,22 @@ def _measure(job: FoldJob, classes: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _proposer(search: Search, study: Study, progress: Progress) -> Any:
-    """Ray Tune's view of the study: it asks for trials and tells how they ended."""
+def _proposer(search: Search, inner: Inner, study: Study, progress: Progress, faults: list[str]) -> Any:
+    """Ray Tune's view of the study: it asks for trials and tells how they ended; to `faults` it adds what ends all."""
     from ray.tune.search import Searcher
 
     tree = search.experiment.model_dump(mode="json")
 
     def choose(chooser: Chooser) -> dict[str, Any]:
         return suggest(search.file.space, tree, chooser)
+
+    def lost(number: int) -> str:
+        """Why a trial could not be brought to its end; its checkpoints are removed, as the others' are."""
+        attributes = study.trials()[number].user_attrs
+        for job in search.jobs(inner, Taken(number, attributes["overrides"])):
+            remove(job.checkpoints)
+        why = attributes.get("fault") or f"trial {number}: its process was lost, for want of memory or with its node"
+        return f"{why}; tried {search.experiment.resources.max_failures + 1} times"
 
     class Proposer(Searcher):
         """A trial for Tune is the number of one of the study's."""
@@ -245,7 +290,7 @@ def _proposer(search: Search, study: Study, progress: Progress) -> Any:
             return True
 
         def suggest(self, trial_id: str) -> Any:  # FINISHED is a string
-            taken = study.take(search.file.trials, choose)
+            taken = None if faults else study.take(search.file.trials, choose)
             if taken is None:
                 return Searcher.FINISHED
             self._numbers[trial_id] = taken.number
@@ -253,10 +298,10 @@ def _proposer(search: Search, study: Study, progress: Progress) -> Any:
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             number = self._numbers.pop(trial_id)
-            lost = (
-                "its process was lost, for want of memory or with its node, oftener than resources.max_failures allows"
-            )
-            told: dict[str, Any] = {"note": lost} if error or not result else result
+            if result and not error and ENDS_SEARCH in result:
+                faults.append(result["note"])
+                return
+            told: dict[str, Any] = {"note": lost(number)} if error or not result else result
             measured = {name: told[name] for name in DIRECTIONS if name in told}
             values = [measured[name] for name in search.file.objectives] if "dev_ua" in measured else None
             facts = {"seconds": told.get("seconds"), "all": measured if values else None}

@@ -4,14 +4,15 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from prepared import prepare_without_ray, tiny_settings
+from prepared import finish, prepare_without_ray, tiny_settings
 
 from sermll.cluster import QUIET
 
@@ -82,6 +83,32 @@ def settings(tiny_data: Path, tmp_path: Path) -> Callable[..., Any]:
         return resolve(tiny_settings(tiny_data, tmp_path / "runs"), parse_overrides(overrides))
 
     return build
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Campaigns without Ray and without training; the titles of the folds that were finished."""
+    from sermll import campaign
+
+    finished: list[str] = []
+
+    def train_jobs(work: Sequence[tuple[Any, Any]], *_: Any) -> dict[Any, str]:
+        for job, data in work:
+            finish(job, data)
+            finished.append(job.title)
+        return {}
+
+    monkeypatch.setattr(campaign, "train_jobs", train_jobs)
+    monkeypatch.setattr(campaign, "connected", nullcontext)
+    return finished
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the drawing out, for tests of what a page says."""
+    from sermll import pictures
+
+    monkeypatch.setattr(pictures, "save", lambda stem, draw: b"<svg/>")
 
 
 @pytest.fixture

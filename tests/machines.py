@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -91,6 +92,17 @@ class Machines:
                 if os.getsid(process.pid) in sessions and name in " ".join(process.cmdline()):
                     found.append(process)
         return found
+
+    def node_of(self, process: psutil.Process) -> subprocess.Popen:
+        """The node that a process belongs to."""
+        (found,) = [node for node in self.nodes if node.pid == os.getsid(process.pid)]
+        return found
+
+    def stall(self, node: subprocess.Popen, seconds: float) -> None:
+        """A machine hangs for a while: all its processes at once."""
+        os.killpg(node.pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.killpg(node.pid, signal.SIGCONT)
 
     def lose(self, node: subprocess.Popen) -> None:
         """A machine vanishes: all its processes at once."""

@@ -13,10 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from sermll import prepare
+from sermll.config import Resources
 from sermll.corpora import CORPORA
-from sermll.feed import SPLITS, Batch, Feed, make_batch
+from sermll.feed import SPLITS, Batch, Feed, FoldData, make_batch
+from sermll.files import write_json
+from sermll.loop import FoldJob, Scores, held_by_worker, predictions_table
+from sermll.metrics import confusion, ua
+from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS
 from sermll.rows import Corpus
 from sermll.shards import FORMAT, TABLE_SCHEMA, UTTERANCE_FIELDS, content_hash, file_sha256, shard_name, write_shard
 
@@ -113,6 +119,27 @@ def in_process(feed: Feed, first_epoch: int, epochs: int, rank: int, workers: in
         for split in SPLITS:
             for index in range(feed.plan(split, epoch).num_batches):
                 yield make_batch(feed, split, epoch, index, rank, workers)
+
+
+def finish(job: FoldJob, data: FoldData) -> None:
+    """Leave what training a fold leaves, in milliseconds: a model that is mostly right, in two epochs of 10 s."""
+    folder, size = Path(job.folder), len(data.classes)
+    generator = np.random.default_rng([job.fold, job.settings["seed"], *job.run.encode()])
+    counts = {}
+    for split, names in (("test", (PREDICTIONS, LAST_PREDICTIONS)), ("dev", (DEV_PREDICTIONS,))):
+        rows = data.rows[split]
+        logits = generator.normal(size=(len(rows), size)) + 2 * np.eye(size)[data.labels[rows]]
+        said = Scores(rows, data.labels[rows], logits.astype(np.float32), np.zeros((len(rows), 2), np.float32))
+        counts[split] = confusion(said.labels, said.predicted, size)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            pq.write_table(predictions_table(job.fold, data, said), folder / name)
+    held = {"workers": 1, **held_by_worker(Resources.model_validate(job.settings["resources"]), torch.device("cpu"))}
+    scores = {"dev_ua": float(ua(counts["dev"])), "test_confusion": counts["test"].tolist()}
+    history = [{"epoch": epoch, "train_s": 9.0, "eval_s": 1.0, **held, **scores} for epoch in (0, 1)]
+    write_json(folder / "history.json", history)
+    told = {"fold": job.fold, "epochs": 2, "best_epoch": 0, "seconds": 20.0, "wall_s": 25.0}
+    write_json(folder / "result.json", told)
 
 
 def recordings(name: str) -> Path:

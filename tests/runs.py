@@ -69,12 +69,17 @@ def write_run(
     }
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
 
-    rows, scored, matrices, places = [], [], [], []
+    rows, scored, matrices, places, names = [], [], [], [], []
     for number, test in enumerate(groups[: finished + 1]):
         place = folder / f"fold-{number}"
         place.mkdir()
         reached = epochs if number < finished else max(1, epochs // 2)
         epochs_done = history(generator, reached, size, skill)
+        held = experiment.resources
+        for row in epochs_done:
+            gpus = 0.0 if held.gpus_per_worker == "auto" else held.gpus_per_worker
+            row |= {"train_s": 15.0, "eval_s": 3.0, "workers": held.most, "device": "cpu"}
+            row |= {"cpus_per_worker": held.cpus_per_worker, "gpus_per_worker": gpus}
         (place / "history.json").write_text(json.dumps(epochs_done), encoding="utf-8")
         if number >= finished:
             break
@@ -101,6 +106,7 @@ def write_run(
                 )
             matrices.append(confusion)
             places.append(number)
+            names.append(speaker)
         counts = metrics.confusion(labels, predicted, size)
         scored.append(
             {
@@ -129,7 +135,7 @@ def write_run(
     if scored:
         estimates = {
             name: vars(estimate)
-            for name, estimate in metrics.speaker_bootstrap(matrices, places, seed=0, draws=200).items()
+            for name, estimate in metrics.speaker_bootstrap(matrices, places, names, seed=0, draws=200).items()
         }
         scores = {
             "folds": scored,
@@ -190,6 +196,7 @@ def write_campaign(
     campaign = folder / "campaign-demo"
     campaign.mkdir(parents=True)
     facts = {
+        "kind": "campaign",
         "name": "demo",
         "created": "2026-03-01T12:00:00+00:00",
         "code": {"version": "0.1.0", "commit": "0123456789abcdef", "dirty": False},

@@ -23,7 +23,11 @@ from sermll.campaign import load_campaign, run_campaign
 from sermll.corpora import FORMATS
 
 pytestmark = pytest.mark.ray
-AXES = {"mixup": {"eam": {}, "mean": {"model.pool.kind": "mean"}}, "seed": [0, 1], "fold": [0, 1]}
+AXES = {
+    "mixup": {"eam": {}, "lam": {"mixup.kind": "lam"}, "mean": {"model.pool.kind": "mean"}},
+    "seed": [0, 1],
+    "fold": [0, 1, 2, 3],
+}
 
 
 def write_campaign(folder: Path, data: Path, axes: dict[str, Any], **overrides: Any) -> Path:
@@ -46,23 +50,23 @@ def scores(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: None, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A campaign of eight cells, never interrupted; tracked in MLflow. Read-only."""
+    """A campaign of 24 cells, never interrupted; tracked in MLflow. Read-only."""
     folder = tmp_path_factory.mktemp("campaign")
     uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
-    path = write_campaign(folder, tiny_data, AXES, **{"tracking.mlflow": uri})
+    path = write_campaign(folder, tiny_data, AXES, **{"tracking.mlflow": uri, "resources.parallel_folds": 2})
     return run_campaign(load_campaign(path, {}), campaign_page.build)
 
 
 def test_every_cell_is_trained_and_the_numbers_are_those_of_the_predictions(undisturbed: Any) -> None:
-    assert (undisturbed.cells, undisturbed.finished, undisturbed.failures) == (8, 8, ())
+    assert (undisturbed.cells, undisturbed.finished, undisturbed.failures) == (24, 24, ())
     stored = pq.read_table(undisturbed.folder / "predictions").to_pandas()
-    assert len(stored) == 8 * 14 and set(stored["axis_mixup"]) == {"eam", "mean"}
+    assert len(stored) == 24 * 14 and set(stored["axis_mixup"]) == set(AXES["mixup"])
     for row in scores(undisturbed.folder):
         mine = stored[stored["axis_mixup"] == row["axis_mixup"]]
         each = [
             balanced_accuracy_score(part["label"], part["predicted"]) for _, part in mine.groupby(["run_id", "fold"])
         ]
-        assert len(each) == 4 and float(row["ua"]) == pytest.approx(np.mean(each))
+        assert len(each) == 8 and float(row["ua"]) == pytest.approx(np.mean(each))
 
 
 def test_mlflow_shows_campaign_above_cell_above_fold(undisturbed: Any) -> None:
@@ -76,23 +80,22 @@ def test_mlflow_shows_campaign_above_cell_above_fold(undisturbed: Any) -> None:
     above = {key: run.data.tags.get("mlflow.parentRunId") for key, run in runs.items()}
     (top,) = [key for key, parent in above.items() if parent is None]
     cells = [key for key, parent in above.items() if parent == top]
-    assert runs[top].info.run_name == "campaign-x" and len(cells) == 4
+    assert runs[top].info.run_name == "campaign-x" and len(cells) == 6
     for cell in cells:
-        assert runs[cell].data.tags["sermll.mixup"] in AXES["mixup"]
+        assert runs[cell].data.tags["sermll.axis.mixup"] in AXES["mixup"]
         assert sorted(str(runs[key].info.run_name) for key, parent in above.items() if parent == cell) == [
-            "fold-0",
-            "fold-1",
+            f"fold-{fold}" for fold in AXES["fold"]
         ]
     assert {"index.html", "table.csv"} <= {Path(item.path).name for item in client.list_artifacts(top, "report")}
     seeded = client.search_runs([found.experiment_id], "tags.`sermll.seed` = '1' and tags.`sermll.fold` = '0'")
-    assert len(seeded) == 2
+    assert len(seeded) == 3
 
 
 def test_a_finished_campaign_trains_nothing_again(undisturbed: Any) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.folder.parent.glob("x-*/fold-*/*")}
     path = undisturbed.folder.parents[1] / "x.campaign.yaml"
     again = run_campaign(load_campaign(path, {}), campaign_page.build)
-    assert again.finished == 8 and before
+    assert again.finished == 24 and before
     assert {path: path.stat().st_mtime_ns for path in undisturbed.folder.parent.glob("x-*/fold-*/*")} == before
 
 
@@ -106,30 +109,34 @@ def test_killed_five_times_it_ends_with_the_same_table(
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # a cluster that outlives the driver
-    path = write_campaign(tmp_path / "killed", tiny_data, AXES)
+    path = write_campaign(tmp_path / "killed", tiny_data, AXES, **{"resources.parallel_folds": 2})
     chance = random.Random(0)
     runs = tmp_path / "killed" / "runs"
 
     def progress() -> tuple[int, ...]:
         return tuple(len(json.loads(file.read_text())) for file in sorted(runs.glob("x-*/fold-*/history.json")))
 
-    kills, ended = 0, {}
-    while kills < 5:
-        process, before = killable(["run", str(path)]), progress()
-        deadline = time.monotonic() + 120
-        while progress() == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)  # something must have been gained, or it would never end
-        time.sleep(chance.uniform(0, 1.5))
-        if process.poll() is not None:
-            break  # nothing was left to disturb
+    def all_trained() -> bool:
+        return len(list(runs.glob("x-*/fold-*/result.json"))) == 24
+
+    ended: dict[Path, int] = {}
+    for kill in range(5):
+        before = progress()
+        # Something must have been gained, or it would never end; the last kill meets what comes after training.
+        happened = all_trained if kill == 4 else lambda before=before: progress() != before
+        process = killable(["run", str(path)])
+        deadline = time.monotonic() + 240
+        while not happened() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 1))
+        assert process.poll() is None, "there was nothing left to disturb"
         process.kill()
         process.wait()
-        kills += 1
         for result in runs.glob("x-*/fold-*/result.json"):
             ended.setdefault(result, result.stat().st_mtime_ns)
-    assert kills >= 3
+    assert len(ended) == 24
     outcome = run_campaign(load_campaign(path, {}), campaign_page.build)
-    assert outcome.finished == 8
+    assert outcome.finished == 24
     assert scores(outcome.folder) == scores(undisturbed.folder)
     assert {result: result.stat().st_mtime_ns for result in ended} == ended  # trained to the end once
     assert {len(json.loads(file.read_text())) for file in runs.glob("x-*/fold-*/history.json")} == {2}

@@ -18,12 +18,14 @@ import yaml
 from prepared import kill_when, tiny_settings
 from sklearn.metrics import balanced_accuracy_score
 
-from sermll.config import load_experiment
+from sermll.config import load_experiment, resolve
 from sermll.design import Design
-from sermll.errors import ConfigError
+from sermll.errors import ConfigError, TrainingError
 from sermll.files import read_json
 from sermll.search import Outcome, run_search
 from sermll.search_plan import load_search, plan_text
+from sermll.study import Taken
+from sermll.train import Run
 
 pytestmark = pytest.mark.ray
 SPACE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}, "losses.focal.weight": {"uniform": [0.1, 2]}}
@@ -91,6 +93,7 @@ def test_the_test_fold_is_scored_once_by_ordinary_runs(found: tuple[Outcome, Pat
     assert final["test_reads"] == len({run for runs in final["runs"].values() for run in runs})
     (best,) = outcome.best
     written = load_experiment(best)
+    assert written.fold == 0  # all other speakers were seen by trials
     for key, value in study["trials"][study["best"]]["overrides"].items():
         section, name = key.rsplit(".", 1)
         held = written.optim if section == "optim" else written.losses.focal
@@ -179,6 +182,68 @@ def _setting(run: Path, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
+
+
+def test_faults_of_the_storage_end_a_search_which_goes_on_and_a_failing_final_run_hides_nothing(
+    ray_cluster: None, tiny_data: Path, tmp_path: Path
+) -> None:
+    first = [{"optim.lr": 0.005}, {"optim.lr": 0.006}, {"optim.lr": 1e-9}]
+    overrides = {"resources.max_failures": 0, "resources.parallel_folds": 1, "optim.lr": 0.01}
+    space = {"losses.focal.weight": SPACE["losses.focal.weight"]}
+    path = write_search(tmp_path, tiny_data, trials=4, first=first, overrides=overrides, space=space, pruner="asha")
+    search = load_search(path, {})
+    folders = [
+        Path(search.jobs(search.studies[0], Taken(number, one))[0].folder) for number, one in enumerate([{}, *first])
+    ]
+    defaults = Run.of(resolve(search.tree, {"seed": 0, "fold": 0}), search.designs, "").folder / "fold-0"
+    for blocked in (folders[1] / "checkpoints", folders[2], defaults / "checkpoints"):
+        blocked.parent.mkdir(parents=True)
+        blocked.touch()
+    with pytest.raises(TrainingError, match=r"trial 1, inner fold 0: .*make room(.|\n)*goes on from here"):
+        run_search(search)
+    (folders[1] / "checkpoints").unlink()
+
+    with pytest.raises(TrainingError, match=r"defaults fold 0: (.|\n)*page: "):
+        run_search(search)
+    kept = read_json(search.folder / "search.json")
+    (study,) = kept["studies"]
+    assert kept["final"] is None and (search.folder / "report" / "index.html").is_file()
+    states = {trial["number"]: trial["state"] for trial in study["trials"]}
+    assert states[0] == "COMPLETE" and states[2] == "FAIL" and states[1] in ("COMPLETE", "PRUNED")
+    assert "File exists" in study["trials"][2]["note"]
+    assert states[3] == "PRUNED" and len(study["trials"][3]["intermediate"]) < 4
+    assert not list(search.folder.glob("fold-0/trials/*/fold-*/checkpoints"))
+
+    (defaults / "checkpoints").unlink()
+    outcome = run_search(search)
+    assert [look["trials"] for look in outcome.found["final"]["looks"]] == [4]
+    assert not list(search.folder.glob("fold-0/.tune-*"))
+
+
+def test_two_drivers_search_at_once_for_several_objectives(
+    ray_cluster: None,
+    tiny_data: Path,
+    tmp_path: Path,
+    killable: Callable[[list[str]], subprocess.Popen],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    objectives = ["dev_ua", "worst_speaker_ua", "ece", "seconds"]
+    path = write_search(tmp_path, tiny_data, trials=4, objectives=objectives, inner_folds=1)
+    drivers = [killable(["search", str(path)]) for _ in range(2)]
+    assert [driver.wait(timeout=300) for driver in drivers] == [0, 0]
+    found = read_json(tmp_path / "runs" / "search-x" / "search.json")
+    (study,) = found["studies"]
+    assert [(trial["number"], trial["state"]) for trial in study["trials"]] == [
+        (number, "COMPLETE") for number in range(4)
+    ]
+    for trial in study["trials"]:
+        assert trial["values"] == [trial["all"][name] for name in objectives]
+        (result,) = (tmp_path / "runs" / "search-x").glob(f"fold-0/trials/{trial['number']:04d}-*/fold-*/result.json")
+        assert trial["values"][3] == read_json(result)["seconds"] > 0
+    assert study["best"] in study["pareto"] and len(found["final"]["looks"]) == 1
 
 
 SHARE = """

@@ -134,7 +134,7 @@ def test_a_campaign_is_sent_again_as_a_whole(mlflow: Mlflow, tmp_path: Path) -> 
     assert found.keys() == {("", campaign.name)} | {(campaign.name, cell) for cell in cells} | {
         (cell, f"fold-{fold}") for cell in cells for fold in range(3)
     }
-    assert found[campaign.name, cells[1]].data.tags["sermll.variant"] == "one"
+    assert found[campaign.name, cells[1]].data.tags["sermll.axis.variant"] == "one"
     top = found["", campaign.name]
     assert top.data.metrics == {"cells": 4, "folds": 12, "folds_finished": 12}
     assert list(mlflow.artifacts.glob(f"*/{top.info.run_id}/artifacts/report/index.html"))
@@ -223,15 +223,23 @@ def holding(secret: str, *folders: Path) -> list[Path]:
 
 
 STUDY = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 import optuna.storages
+from sermll import study
 from sermll.study import Rules, Study
 
-def work():
-    with Study(Path(sys.argv[1]), "x", sys.argv[2], Rules("tpe", "median", ("maximize",), 0, 1)) as study:
+study.BEAT_S, study.SILENT_S = 0.5, 5.0
+
+def work(machine):
+    folder = Path(sys.argv[1], str(machine))  # drivers that share a server and no folder
+    with Study(folder, "x", sys.argv[2], Rules("tpe", "median", ("maximize",), 0, 1)) as study:
         study.begin([({}, {})])
-        while taken := study.take(64, lambda trial: {"x": trial.suggest_float("x", 0, 1)}):
+        choose = lambda trial: {"x": trial.suggest_float("x", 0, 1)}
+        while (taken := study.take(64, choose)) or study.waiting_for_others():
+            if taken is None:
+                time.sleep(0.5)
+                continue
             study.report(taken.number, 1, taken.overrides.get("x", 0.5))
             if taken.number % 16 == 7 and not Path(sys.argv[1], f"died-{taken.number}").exists():
                 Path(sys.argv[1], f"died-{taken.number}").touch()
@@ -239,11 +247,11 @@ def work():
             study.tell(taken.number, [taken.overrides.get("x", 0.5)], "", {})
 
 children = []
-for _ in range(8):
+for machine in range(8):
     child = os.fork()
     if child == 0:
         try:
-            work()
+            work(machine)
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(1)

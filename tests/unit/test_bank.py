@@ -339,9 +339,10 @@ def test_a_trial_equals_one_with_the_encoder_on_waveforms(
     slow = run_trial(tmp_path / "slow", experiment, fold, slow_batches(prepared, bank), None)
     assert len(fast.history()) == 2
     for one, two in zip(fast.history(), slow.history(), strict=True):
-        timed = {"train_s", "eval_s", "utterances_per_s", "data_wait_share"}
+        untimed = one.keys() - {"train_s", "eval_s", "utterances_per_s", "data_wait_share"}
         assert one.keys() == two.keys() and one["loss"] > 0
-        for name in one.keys() - timed:
+        assert one["device"] == two["device"] == "cpu"
+        for name in untimed - {"device"}:
             np.testing.assert_allclose(one[name], two[name], atol=1e-4, rtol=1e-4, err_msg=name)
     for name in ("predictions_dev.parquet", "predictions.parquet"):
         one, two = (pq.read_table(Path(job.folder) / name) for job in (fast, slow))

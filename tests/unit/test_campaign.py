@@ -9,9 +9,12 @@ import pytest
 import yaml
 from prepared import tiny_settings
 
-from sermll.campaign import Plan, load_campaign
-from sermll.errors import ConfigError
-from sermll.files import write_json
+from sermll import campaign, campaign_page
+from sermll.campaign import Plan, count, load_campaign, run_campaign
+from sermll.errors import ConfigError, SermllError, TrainingError
+from sermll.files import read_json, write_json
+from sermll.schedule import LOCK
+from sermll.storage import locked
 
 
 @pytest.fixture
@@ -63,18 +66,32 @@ def test_a_run_is_its_id_whatever_it_was_called(campaign_file: Callable[..., Pat
     assert Plan.of(load_campaign(campaign_file({"seed": [0]}), {})).runs[0].folder == begun
 
 
-def test_what_is_done_is_counted_and_the_rest_is_estimated(campaign_file: Callable[..., Path]) -> None:
+def test_what_is_done_is_counted_and_the_rest_is_estimated(
+    campaign_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "lanes_here", lambda resources: 64)
     path = campaign_file({"mixup": MIXUPS, "fold": [0, 1]})
     assert "time: not known before a fold is finished" in Plan.of(load_campaign(path, {})).text()
     for index, wall_s in ((0, 3600.0), (1, 7200.0)):
         folder = Plan.of(load_campaign(path, {})).runs[0].folder / f"fold-{index}"
         folder.mkdir(parents=True)
-        write_json(folder / "result.json", {"fold": index, "wall_s": wall_s})
+        write_json(folder / "result.json", {"fold": index, "epochs": 2, "wall_s": wall_s})
     plan = Plan.of(load_campaign(path, {}))
     assert plan.done == [True, True, False, False]
     assert "4 cells, 4 folds, 2 finished" in plan.text()
     # both folds of the other mixup are thought to take the mean of the two
-    assert "time: 3.0 h of training left, going by 2 finished folds" in plan.text()
+    assert "time: 3.0 h of training left, going by 2 finished folds; 1.5 h on this machine, 2 at once" in plan.text()
+    job, _ = plan.runs[2].jobs[0]
+    Path(job.folder).mkdir(parents=True)
+    write_json(Path(job.folder) / "history.json", [{}])  # half of one is done: the other is the longest
+    plan = Plan.of(load_campaign(path, {}))
+    assert "time: 2.2 h of training left, going by 2 finished folds; 1.5 h on this machine, 2 at once" in plan.text()
+    monkeypatch.setattr(campaign, "lanes_here", lambda resources: 1 if resources.cpus_per_worker > 1 else 64)
+    large = campaign_file({"mixup": {"eam": {}, "lam": {**MIXUPS["lam"], "resources.cpus_per_worker": 2}}})
+    # 8 folds at once and then, one after the other, those that need more, one of them half done
+    assert f"{1.5 + 9.5 * 1.5:.1f} h on this machine, 8 at once" in Plan.of(load_campaign(large, {})).text()
+    monkeypatch.setattr(campaign, "lanes_here", lambda resources: None)
+    assert Plan.of(load_campaign(large, {})).text().endswith("going by 2 finished folds")
     json.dumps(plan.describe())
 
 
@@ -101,6 +118,95 @@ def test_files_that_are_no_campaign_are_told(
 def test_an_override_that_an_axis_sets_too_is_refused(campaign_file: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match=r"axes\.seed sets seed, and so does the command line"):
         load_campaign(campaign_file({"seed": [1]}), {"seed": 2})
+
+
+def test_an_override_that_every_value_of_an_axis_sets_has_no_effect(campaign_file: Callable[..., Path]) -> None:
+    path = campaign_file({"seed": [1, 2]}, overrides={"seed": 3})
+    with pytest.raises(ConfigError, match=r"overrides sets seed, and so does every value of axes\.seed"):
+        load_campaign(path, {})
+    load_campaign(campaign_file({"a": {"x": {}, "y": {"seed": 1}}}, overrides={"seed": 3}), {})  # it is x's
+
+
+@pytest.mark.parametrize(
+    ("axes", "told"),
+    [
+        ({"a": {"x": {}, "y": {"mixup.kind": "eam"}}}, "cells x and y are one run"),
+        ({"a": {"x": {"fold": 0}, "y": {"fold": 1}}}, "cells x and y are one run"),
+        ({"fold": {"first": {"fold": 0}, "again": {"fold": 0}}}, "cells fold first and fold again are one run, fold-0"),
+    ],
+)
+def test_cells_that_are_one_run_are_refused_before_anything_is_written(
+    campaign_file: Callable[..., Path], axes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Plan.of(load_campaign(campaign_file(axes), {}))
+    assert not (tmp_path / "runs").exists()
+
+
+def run(path: Path, **overrides: Any) -> campaign.Outcome:
+    return run_campaign(load_campaign(path, overrides), campaign_page.build)
+
+
+def test_a_campaign_may_grow_and_loses_nothing(
+    campaign_file: Callable[..., Path], untrained: list[str], undrawn: None
+) -> None:
+    first = run(campaign_file({"mixup": MIXUPS, "fold": [0]}))
+    assert (first.cells, first.finished, len(untrained)) == (2, 2, 2)
+    grown = run(campaign_file({"mixup": MIXUPS, "fold": [0, 1], "seed": [0, 1]}))
+    assert (grown.cells, grown.finished, len(untrained)) == (8, 8, 8)
+    page, told = grown.page.read_bytes(), (grown.folder / "campaign.json").read_bytes()
+    for overrides in ({"optim.epochs": 1}, {"optim.lr": 0.5}):
+        with pytest.raises(ConfigError, match=r"campaign-x: its table holds 8 finished folds (.|\n)* name=\.\.\."):
+            run(campaign_file({"mixup": MIXUPS, "fold": [0, 1], "seed": [0, 1]}), **overrides)
+    with pytest.raises(ConfigError, match=r"its table holds 4 finished folds .* \(eam fold 0 seed 1, run \w+ is the"):
+        run(campaign_file({"mixup": MIXUPS, "fold": [0, 1]}))
+    assert (page, told) == (grown.page.read_bytes(), (grown.folder / "campaign.json").read_bytes())
+    named = run(campaign_file({"mixup": MIXUPS, "fold": [0]}), name="other", **{"optim.epochs": 1})
+    assert named.folder == grown.folder.with_name("campaign-other")
+    assert read_json(named.folder / "campaign.json")["name"] == "other"
+
+
+def test_a_cell_that_never_ended_may_be_taken_out(campaign_file: Callable[..., Path], untrained: list[str]) -> None:
+    begun = load_campaign(campaign_file({"mixup": MIXUPS, "fold": [0]}), {})
+    begun.folder.mkdir(parents=True)
+    write_json(begun.folder / "campaign.json", Plan.of(begun).describe())
+    assert Plan.of(load_campaign(campaign_file({"fold": [0]}), {})).done == [False]
+
+
+def test_a_second_command_is_refused_before_it_writes(
+    campaign_file: Callable[..., Path], untrained: list[str], tmp_path: Path
+) -> None:
+    path = campaign_file({"mixup": MIXUPS, "fold": [0]})
+    folder = load_campaign(path, {}).folder
+    folder.mkdir(parents=True)
+    with locked(folder / LOCK), pytest.raises(TrainingError, match=r"another command is running this campaign \(proc"):
+        run(path)
+    assert [entry.name for entry in (tmp_path / "runs").iterdir()] == [folder.name] and untrained == []
+
+
+def test_what_is_finished_is_counted_when_training_ends_early(
+    campaign_file: Callable[..., Path], untrained: list[str], undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = campaign_file({"mixup": MIXUPS, "fold": [0]})
+    train_jobs: Any = campaign.train_jobs
+    fault: list[BaseException] = [KeyboardInterrupt(), SermllError("workers cannot be started")]
+
+    def half(work: Any, *words: Any) -> None:
+        train_jobs(work[:1], *words)
+        raise fault[0]
+
+    monkeypatch.setattr(campaign, "train_jobs", half)
+    folder = load_campaign(path, {}).folder
+    with pytest.raises(KeyboardInterrupt):
+        run(path)
+    assert not (folder / "report").exists()
+    found, page = count(folder, campaign_page.build)  # as `sermll report` does
+    assert page.is_file() and [row.finished for row in found.rows] == [1, 0]
+    fault.pop(0)
+    with pytest.raises(SermllError, match="workers cannot be started"):
+        run(path)
+    assert [row["ua"] is not None for row in campaign_page.tally(folder).as_json()] == [True, True]
+    assert len(list((folder / "predictions").glob("*.parquet"))) == 2
 
 
 def test_every_cell_that_cannot_be_run_is_named(campaign_file: Callable[..., Path]) -> None:

@@ -27,12 +27,6 @@ def settings(labels: dict[str, str], **more: Any) -> dict[str, Any]:
     return given | ({"title": "Other", "classes": ("x", "y")} if labels.get("corpus") == "other" else {})
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the drawing out, for tests of what a page says."""
-    monkeypatch.setattr(pictures, "save", lambda stem, draw: b"<svg/>")
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Tally:
     """Two corpora, three variants, two seeds; the page is written, over one that had more."""
@@ -102,7 +96,7 @@ def test_the_terminal_fits_and_tells_intervals_and_verdicts(two: Tally) -> None:
     assert re.findall(r"^base .*$", told, re.MULTILINE)[0].endswith("reference")
 
 
-def test_what_is_missing_or_failed_is_said(tmp_path: Path, quick: None) -> None:
+def test_what_is_missing_or_failed_is_said(tmp_path: Path, undrawn: None) -> None:
     axes = {"variant": ("base", "better", "same"), "seed": ("0", "1")}
     done = {"base": 3, "better": 2, "same": 0}
     campaign = write_campaign(
@@ -122,7 +116,7 @@ def test_what_is_missing_or_failed_is_said(tmp_path: Path, quick: None) -> None:
     assert re.search(r"^better .* 4/6 ", told, re.MULTILINE)
 
 
-def test_leaks_other_code_and_too_few_speakers_are_told(tmp_path: Path, quick: None) -> None:
+def test_leaks_other_code_and_too_few_speakers_are_told(tmp_path: Path, undrawn: None) -> None:
     axes = {"variant": ("base", "better")}
     campaign = write_campaign(tmp_path, axes, lambda labels: settings(labels, groups=(("a", "b"), ("c", "d"))))
     run = Path(read_json(campaign / "campaign.json")["cells"][1]["run_dir"]) / "run.json"
@@ -136,7 +130,7 @@ def test_leaks_other_code_and_too_few_speakers_are_told(tmp_path: Path, quick: N
     assert "commit ffffffffffff, with uncommitted changes" in Page(campaign / "report" / "index.html").text
 
 
-def test_a_single_row_and_nothing_finished(tmp_path: Path, quick: None) -> None:
+def test_a_single_row_and_nothing_finished(tmp_path: Path, undrawn: None) -> None:
     alone = write_campaign(tmp_path / "alone", {"seed": ("0", "1")}, settings)
     page = Page(build(alone)[1])
     value = 100 * tally(alone).as_json()[0]["ua"]
@@ -152,7 +146,7 @@ def test_a_single_row_and_nothing_finished(tmp_path: Path, quick: None) -> None:
         assert len((campaign / "report" / "table.md").read_text().splitlines()) == 4
 
 
-def test_names_are_text_in_every_file(tmp_path: Path, quick: None) -> None:
+def test_names_are_text_in_every_file(tmp_path: Path, undrawn: None) -> None:
     evil = "<script>x</script> & 50% $a_b$ | [c] \\d #~^{}\x1b[2J"
     axes = {"vari|ant_1": (evil, "[d]"), "corpus": ("tiny",)}
     campaign = write_campaign(tmp_path, axes, lambda labels: settings(labels, title=evil, epochs=1))
@@ -179,7 +173,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         build(campaign)
 
 
-def test_pictures_of_many_rows_say_what_they_leave_out(tmp_path: Path, quick: None) -> None:
+def test_pictures_of_many_rows_say_what_they_leave_out(tmp_path: Path, undrawn: None) -> None:
     axes = {"variant": tuple(f"v{number}" for number in range(14))}
     campaign = write_campaign(tmp_path, axes, lambda labels: settings(labels, epochs=1, groups=(("a", "b"),)))
     assert "The first 12 of 14 rows are shown." in Page(build(campaign)[1]).text

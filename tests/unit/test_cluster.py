@@ -2,7 +2,7 @@
 
 import pytest
 
-from sermll.cluster import lanes_of, room
+from sermll.cluster import lanes_here, room
 from sermll.config import Resources
 from sermll.errors import ConfigError
 
@@ -13,7 +13,6 @@ from sermll.errors import ConfigError
         (2, {}, 2),
         (2, {"workers": 2}, 1),
         (7, {"workers": 2, "cpus_per_worker": 1.5}, 2),
-        (0, {}, 0),
         (1, {"workers": 2}, 0),
         (6, {"workers": [1, 3]}, 2),
         (5, {"workers": [2, 3]}, 1),
@@ -22,8 +21,37 @@ from sermll.errors import ConfigError
         (1, {"workers": [2, 3]}, 0),
     ],
 )
-def test_lanes_take_whole_shares_of_the_cpus(cpus: float, needs: dict[str, float], lanes: int) -> None:
-    assert lanes_of(cpus, Resources.model_validate(needs)) == lanes
+def test_lanes_take_whole_shares_of_the_cpus(
+    cpus: int, needs: dict[str, float], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, cpus, gpus=0)
+    assert lanes_here(Resources.model_validate(needs)) == lanes
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, cpus: int, gpus: int) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+
+
+@pytest.mark.parametrize(
+    ("needs", "lanes"),
+    [
+        ({}, 1),
+        ({"gpus_per_worker": 0.25}, 4),
+        ({"gpus_per_worker": 0}, 64),
+        ({"gpus_per_worker": 0, "parallel_folds": 3}, 3),
+        ({"gpus_per_worker": 2}, 0),
+        ({"memory_gb": 4}, None),
+    ],
+)
+def test_lanes_here_are_told_by_the_scarcest_resource_or_not_at_all(
+    needs: dict[str, float], lanes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, cpus=64, gpus=1)
+    assert lanes_here(Resources.model_validate(needs)) == lanes
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert lanes_here(Resources.model_validate(needs)) is None
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import tomllib
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ import jsonschema
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
+from ray._private import ray_constants
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.scripts.scripts import start
+from ray.scripts.scripts import drain_node, start
 from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 
 from sermll.cli import _parser
 
+DRAIN_S = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and path.name not in (".env", ".gitignore"))
@@ -188,6 +192,56 @@ def test_in_a_cloud_all_machines_have_the_token_and_the_shared_folder(cloud: str
     assert subprocess.run(["bash", "-n"], input=shell, text=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("cloud", LAUNCHER)
+def test_in_a_cloud_workers_wait_for_the_notice(cloud: str) -> None:
+    (config,) = documents(f"{cloud}.yaml")
+    assert (ROOT / config["file_mounts"]["~/spot.py"]).samefile(CLUSTER / "spot.py")
+    *_, begun, waits = config["worker_start_ray_commands"]
+    assert "ray start" in begun and f"spot.py {cloud} $RAY_HEAD_IP:6379" in waits and waits.endswith("&")
+    assert subprocess.run(["bash", "-n"], input=f"({waits})", text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("cloud", LAUNCHER)
+def test_the_notice_of_a_cloud_is_passed_on_to_ray(cloud: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("spot", CLUSTER / "spot.py")
+    assert spec is not None and spec.loader is not None
+    spot = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(spot)
+    asked: list[str] = []
+
+    class Metadata(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            asked.append(self.path)
+            said = {"/latest/api/token": "session", "/computeMetadata/v1/instance/preempted": "FALSE"}.get(self.path)
+            if len(asked) > 4:
+                said = {"aws": "action", "gcp": "TRUE"}[cloud]
+            elif self.path.endswith("instance-action"):
+                assert self.headers["X-aws-ec2-metadata-token"] == "session"
+            self.send_response(200 if said else 404)
+            self.end_headers()
+            self.wfile.write((said or "").encode())
+
+        do_GET = do_PUT = answer  # noqa: N815 - names of the standard library
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    told: list[list[str]] = []
+    monkeypatch.setattr(spot, "METADATA", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(spot, "POLL_S", 0.01)
+    monkeypatch.setattr(spot, "node", lambda: "0a1b")
+    monkeypatch.setattr(subprocess, "run", lambda command, check: told.append(command))
+    spot.main(cloud, "10.0.0.1:6379")
+    server.shutdown()
+    server.server_close()
+    ((*ray, address, node, reason, _, left),) = told
+    assert (ray, address, node) == (["ray", "drain-node"], "--address=10.0.0.1:6379", "--node-id=0a1b")
+    assert reason == "--reason=DRAIN_NODE_REASON_PREEMPTION" and int(left.partition("=")[2]) in (25, 110)
+    assert drain_node.make_context("drain-node", told[0][2:]).args == []
+
+
 # Kubernetes
 
 
@@ -216,6 +270,53 @@ def closed(schema: Any) -> Any:
     return inner
 
 
+def exactly(*required: str, **fields: Any) -> dict[str, Any]:
+    """A schema of these fields and no others; those that `required` does not name may be missing."""
+    return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
+
+
+TEXT, SWITCH, COUNT, SOME = (
+    {"type": "string"},
+    {"type": "boolean"},
+    {"type": "integer", "minimum": 0},
+    {"type": "object"},
+)
+WORDS = {"type": "object", "additionalProperties": TEXT}
+KUBERAY = {
+    "RayCluster": exactly(
+        "rayVersion",
+        "headGroupSpec",
+        "workerGroupSpecs",
+        rayVersion=TEXT,
+        authOptions=exactly("mode", mode={"enum": ["token", "disabled"]}, secretName=TEXT),
+        enableInTreeAutoscaling=SWITCH,
+        autoscalerOptions=exactly(version={"enum": ["v1", "v2"]}, idleTimeoutSeconds=COUNT),
+        headGroupSpec=exactly("rayStartParams", "template", rayStartParams=WORDS, template=exactly("spec", spec=SOME)),
+        workerGroupSpecs={
+            "type": "array",
+            "items": exactly(
+                "groupName",
+                "rayStartParams",
+                "template",
+                groupName=TEXT,
+                replicas=COUNT,
+                minReplicas=COUNT,
+                maxReplicas=COUNT,
+                rayStartParams=WORDS,
+                template=exactly("spec", spec=SOME),
+            ),
+        },
+    ),
+    "RayJob": exactly(
+        "entrypoint",
+        clusterSelector=WORDS,
+        submitterConfig=exactly(backoffLimit=COUNT),
+        entrypoint=TEXT,
+    ),
+}
+"""The fields that we use, by KubeRay's reference: what it calls them, and of what type they are."""
+
+
 def definitions() -> Iterator[dict[str, Any]]:
     """The custom resources of KubeRay, from the file that SERMLL_RAYCLUSTER_CRD names."""
     for document in yaml.safe_load_all(Path(os.environ["SERMLL_RAYCLUSTER_CRD"]).read_text(encoding="utf-8")):
@@ -226,6 +327,14 @@ def definitions() -> Iterator[dict[str, Any]]:
 def test_kuberay_takes_the_file(name: str, kind: str) -> None:
     document = documents(f"kuberay/{name}.yaml")[-1]
     assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", kind)
+    jsonschema.validate(document["spec"], KUBERAY[kind])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document["spec"] | {"rayversion": "2"}, KUBERAY[kind])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("raycluster", "RayCluster"), ("rayjob", "RayJob")])
+def test_the_definition_of_kuberay_takes_the_file(name: str, kind: str) -> None:
+    document = documents(f"kuberay/{name}.yaml")[-1]
     if "SERMLL_RAYCLUSTER_CRD" not in os.environ:
         pytest.skip("SERMLL_RAYCLUSTER_CRD names no file: kubectl get crd {rayclusters,rayjobs}.ray.io -o yaml > FILE")
     found = [item["spec"] for item in definitions() if item["spec"]["names"]["kind"] == kind]
@@ -264,9 +373,16 @@ def test_on_kubernetes_workers_come_and_go() -> None:
     assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in cluster["spec"]["workerGroupSpecs"]:
         assert group["minReplicas"] == group["replicas"] == 0 < group["maxReplicas"]
-        pod = group["template"]["spec"]
-        assert pod["terminationGracePeriodSeconds"] >= 30
-        assert all("preStop" in container["lifecycle"] for container in pod["containers"])
+
+
+def test_on_kubernetes_ray_hears_that_a_pod_is_to_go_and_has_time_to_say_so() -> None:
+    _, *workers = pods().values()
+    for pod in workers:
+        (container,) = pod["containers"]
+        assert "lifecycle" not in container  # a preStop hook comes before the signal that Ray waits for
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert pod["terminationGracePeriodSeconds"] == 60
+        assert 30 <= int(environment[DRAIN_S]) < 60 and hasattr(ray_constants, DRAIN_S)
 
 
 def test_on_kubernetes_all_pods_share_a_volume_and_claim_what_they_use() -> None:

@@ -49,7 +49,9 @@ def mean_ua(labels: np.ndarray, predicted: np.ndarray, speakers: np.ndarray) -> 
 
 def test_the_difference_is_that_of_the_scores(made: tuple[np.ndarray, ...]) -> None:
     labels, speakers, first, second = made
-    found = paired_difference(counts_of(labels, first, speakers), counts_of(labels, second, speakers), FOLDS, 0, 100)
+    found = paired_difference(
+        counts_of(labels, first, speakers), counts_of(labels, second, speakers), FOLDS, range(10), 0, 100
+    )
     assert found.value == pytest.approx(mean_ua(labels, second, speakers) - mean_ua(labels, first, speakers))
 
 
@@ -70,9 +72,48 @@ def test_the_exact_test_agrees_with_scipy(made: tuple[np.ndarray, ...]) -> None:
     theirs = stats.permutation_test(
         (numbers, numbers + 10), statistic, permutation_type="samples", n_resamples=2**12, alternative="two-sided"
     )
-    ours = paired_difference(counts_of(labels, first, speakers), counts_of(labels, second, speakers), FOLDS, 0, 100)
+    ours = paired_difference(
+        counts_of(labels, first, speakers), counts_of(labels, second, speakers), FOLDS, range(10), 0, 100
+    )
     # scipy doubles the smaller tail; for a statistic whose sign swapping reverses, that is both tails.
     assert ours.p == pytest.approx(theirs.pvalue)
+
+
+def test_speakers_of_several_folds_are_swapped_and_drawn_in_all_of_them_at_once(made: tuple[np.ndarray, ...]) -> None:
+    labels, places, first, second = made
+    one, other = (counts_of(labels, said, places) for said in (first, second))
+    names = list("vwxyzzyxwv")  # five speakers, each in both folds
+    found = paired_difference(one, other, FOLDS, names, 0)
+    both = np.stack([one, other])
+
+    def mean(chosen: np.ndarray) -> float:
+        """UA when the speakers' numbers below 5 are their first answers, those from 5 their second."""
+        of = dict(zip("vwxyz", np.asarray(chosen) // 5, strict=True))
+        cells = np.array([both[of[name], row] for row, name in enumerate(names)])
+        return float(np.mean([np.diag(c := cells[f == FOLDS].sum(axis=0)) / c.sum(axis=1) for f in (0, 1)]))
+
+    numbers = np.arange(5)
+    theirs = stats.permutation_test(
+        (numbers, numbers + 5),
+        lambda mine, others: mean(others) - mean(mine),
+        permutation_type="samples",
+        n_resamples=2**5,
+        alternative="two-sided",
+    )
+    assert found.value == pytest.approx(theirs.statistic)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert found.p >= 2 / 2**5  # of five speakers, whatever the number of folds
+
+    def drawn(rows: np.ndarray) -> float:  # every speaker is in both folds, so folds weigh the same in every draw
+        members = [np.concatenate([np.flatnonzero(np.array(names) == "vwxyz"[row]) for row in rows])]
+        cells = [[part[rows][FOLDS[rows] == f].sum(axis=0) for f in (0, 1)] for part in both for rows in members]
+        scores = [np.mean([np.diag(c) / c.sum(axis=1) for c in folds]) for folds in cells]
+        return float(scores[1] - scores[0])
+
+    interval = stats.bootstrap(
+        (numbers,), drawn, n_resamples=2000, vectorized=False, method="percentile", rng=1
+    ).confidence_interval
+    np.testing.assert_allclose([found.low, found.high], interval, atol=0.012)
 
 
 def test_the_drawn_test_agrees_with_the_exact_one() -> None:
@@ -81,9 +122,9 @@ def test_the_drawn_test_agrees_with_the_exact_one() -> None:
     labels = np.tile(np.arange(3), 140)
     runs = [counts_of(labels, answers(rng, labels, np.full(420, skill)), speakers) for skill in (0.5, 0.55)]
     folds = np.repeat([0, 1], 7)
-    drawn = [paired_difference(runs[0], runs[1], folds, seed).p for seed in (0, 1)]
+    drawn = [paired_difference(runs[0], runs[1], folds, range(14), seed).p for seed in (0, 1)]
     assert drawn[0] == pytest.approx(drawn[1], abs=0.02)
-    everything = paired_difference(runs[0][2:], runs[1][2:], folds[2:], 0)
+    everything = paired_difference(runs[0][2:], runs[1][2:], folds[2:], range(12), 0)
     assert 0 < everything.p <= 1
 
 
@@ -91,7 +132,7 @@ def test_the_interval_agrees_with_a_slow_bootstrap(made: tuple[np.ndarray, ...])
     labels, speakers, first, second = made
     one, other = (counts_of(labels, said, speakers) for said in (first, second))
     folds = np.zeros(10, int)  # of one fold, its weight is 1 in every draw
-    found = paired_difference(one, other, folds, 0)
+    found = paired_difference(one, other, folds, range(10), 0)
 
     def score(counts: np.ndarray) -> float:
         return float(np.mean(np.diag(counts) / counts.sum(axis=1)))
@@ -107,7 +148,7 @@ def test_the_interval_agrees_with_a_slow_bootstrap(made: tuple[np.ndarray, ...])
 def test_a_run_and_itself_do_not_differ(made: tuple[np.ndarray, ...]) -> None:
     labels, speakers, first, _ = made
     counts = counts_of(labels, first, speakers)
-    found = paired_difference(counts, counts, FOLDS, 0)
+    found = paired_difference(counts, counts, FOLDS, range(10), 0)
     assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -115,9 +156,11 @@ def test_other_utterances_and_one_speaker_are_refused(made: tuple[np.ndarray, ..
     labels, speakers, first, _ = made
     counts = counts_of(labels, first, speakers)
     with pytest.raises(DataError, match="not tested on the same utterances"):
-        paired_difference(counts, counts[::-1] + np.eye(3), FOLDS, 0)
+        paired_difference(counts, counts[::-1] + np.eye(3), FOLDS, range(10), 0)
     with pytest.raises(DataError, match="1 tested speakers are too few"):
-        paired_difference(counts[:1], counts[:1], FOLDS[:1], 0)
+        paired_difference(counts, counts, FOLDS, ["a"] * 10, 0)
+    with pytest.raises(DataError, match="1 tested speakers are too few"):
+        paired_difference(counts[:1], counts[:1], FOLDS[:1], ["a"], 0)
 
 
 def test_holm_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from prepared import in_process
 from torch import nn
 
-from sermll import loop
+from sermll import checkpoint, config, loop
 from sermll.errors import StorageError, TrainingError
 from sermll.feed import Batch, FoldData
 from sermll.loop import (
@@ -234,6 +237,31 @@ def test_a_fold_that_is_left_within_an_epoch_goes_on_bit_for_bit(
     assert contents(trained(settings, tmp_path / "left")) == contents(trained(settings, tmp_path / "calm"))
 
 
+def test_the_time_of_a_fold_is_that_of_all_attempts(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 1000.0)  # an attempt takes thousands of seconds, by its clock
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(loop, "LOOK_EVERY", 4)
+    fold = trained(settings, tmp_path / "left", leave=at(1))  # within the first epoch
+    (kept,) = (fold / "checkpoints").glob("*/checkpoint.json")
+    before_s = json.loads(kept.read_text())["wall_s"]
+    assert before_s >= 1000
+    trained(settings, tmp_path / "left")
+    assert json.loads((fold / "result.json").read_text())["wall_s"] >= before_s + 1000
+
+
+def test_what_workers_hold_is_told_with_every_epoch(settings: Settings, tmp_path: Path) -> None:
+    for row in json.loads((trained(settings, tmp_path) / "history.json").read_text()):
+        held = [row[name] for name in ("workers", "device", "cpus_per_worker", "gpus_per_worker")]
+        assert held == [1, "cpu", 1.0, 0.0]
+    resources = config.Resources(cpus_per_worker=2)
+    on_gpu = {"device": "cuda", "cpus_per_worker": 2.0, "gpus_per_worker": 1.0}
+    assert loop.held_by_worker(resources, torch.device("cuda")) == on_gpu
+    shared = config.Resources(gpus_per_worker=0.25)
+    assert loop.held_by_worker(shared, torch.device("cuda"))["gpus_per_worker"] == 0.25
+
+
 def test_a_damaged_checkpoint_within_an_epoch_costs_that_epoch_alone(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +272,43 @@ def test_a_damaged_checkpoint_within_an_epoch_costs_that_epoch_alone(
     (fault,) = train_fold(job, data, in_process, CPU)
     assert "random.safetensors: truncated or changed" in fault
     assert contents(left) == contents(trained(settings, tmp_path / "calm"))
+
+
+def several(rank: int, folder: str, job: FoldJob, data: FoldData, looks: int, hidden: bool) -> None:
+    """One of two processes that train a fold, and leave it at a look; `hidden`: the second sees an older checkpoint."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{looks}-{hidden}", rank=rank, world_size=2)
+    loop.LOOK_EVERY, checkpoint.SETTLE_S = 4, 0.0
+    opened = checkpoint.Checkpoint.open
+
+    def older(path: Path) -> checkpoint.Checkpoint:
+        return opened(path.with_name("checkpoint_00000"))
+
+    if hidden and rank == 1:
+        checkpoint.Checkpoint.open = older
+    said = ""
+    try:
+        train_fold(job, data, in_process, CPU, rank, 2, leave=at(looks))
+    except StorageError as error:
+        said = str(error)
+    Path(folder, f"said-{rank}.txt").write_text(said)
+    dist.destroy_process_group()
+
+
+@pytest.mark.ray  # several processes take their time
+def test_two_processes_leave_and_go_on_from_what_the_first_has_chosen(settings: Settings, tmp_path: Path) -> None:
+    def run(name: str, looks: int = -1, hidden: bool = False) -> Path:
+        job, data = unfinished(settings, tmp_path / name)
+        multiprocessing.spawn(several, (str(tmp_path), job, data, looks, hidden), nprocs=2)  # type: ignore[attr-defined]
+        return Path(job.folder)
+
+    left = run("left", 4)  # within the second epoch
+    assert sorted(path.name for path in left.glob("checkpoints/*")) == ["checkpoint_00000", "checkpoint_00001"]
+    assert run("left", hidden=True) == left
+    said = [(tmp_path / f"said-{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and "does not see the checkpoint that the first worker goes on from" in said[0]
+    assert not (left / "result.json").exists()
+    assert contents(run("left")) == contents(run("calm"))
 
 
 def test_a_disk_that_is_full_is_named_and_nothing_is_lost(

@@ -132,7 +132,7 @@ def test_confusion_refuses(labels: list, predicted: list, message: str) -> None:
 def test_bootstrap_equals_a_slow_loop() -> None:
     confusions, folds = speakers_of(np.random.default_rng(2))
     folds[0] = 1  # folds of unequal size
-    estimates = speaker_bootstrap(confusions, folds, seed=5, draws=1300)
+    estimates = speaker_bootstrap(confusions, folds, range(len(folds)), seed=5, draws=1300)
     weights = np.random.default_rng(5).multinomial(12, np.full(12, 1 / 12), size=1300)
     slow = [slow_scores(confusions, folds.tolist(), drawn) for drawn in weights.tolist()]
     for name, estimate in estimates.items():
@@ -142,9 +142,34 @@ def test_bootstrap_equals_a_slow_loop() -> None:
     assert set(estimates) == {"ua", "wa", "macro_f1", "pooled_ua", "pooled_wa", "pooled_macro_f1"}
 
 
+def test_a_speaker_of_several_folds_is_drawn_in_all_of_them_at_once() -> None:
+    confusions, folds = speakers_of(np.random.default_rng(8))
+    names = list("dcbadcbaxyzw")  # of the folds 0 and 1 the same four
+    estimates = speaker_bootstrap(confusions, folds, names, seed=5, draws=1300)
+    order = list(dict.fromkeys(names))
+    drawn = np.random.default_rng(5).multinomial(8, np.full(8, 1 / 8), size=1300)
+    slow = [
+        slow_scores(confusions, folds.tolist(), [times[order.index(name)] for name in names])
+        for times in drawn.tolist()
+    ]
+    for name, estimate in estimates.items():
+        assert (estimate.low, estimate.high) == pytest.approx(np.percentile([one[name] for one in slow], [2.5, 97.5]))
+    alone = speaker_bootstrap(confusions, folds, range(12), seed=5, draws=1300)
+    assert estimates["ua"].value == alone["ua"].value
+    assert speaker_bootstrap(confusions[[0, 4]], [0, 1], ["a", "a"], seed=0)["ua"].low is None  # one speaker
+
+
+def test_draws_do_not_depend_on_what_speakers_are_called() -> None:
+    confusions, folds = speakers_of(np.random.default_rng(9))
+    found = [
+        speaker_bootstrap(confusions, folds, names, seed=1, draws=100) for names in (range(12), list("lkjihgfedcba"))
+    ]
+    assert found[0] == found[1]
+
+
 def test_bootstrap_values_are_the_plain_scores() -> None:
     confusions, folds = speakers_of(np.random.default_rng(3))
-    estimates = speaker_bootstrap(confusions, folds, seed=0, draws=200)
+    estimates = speaker_bootstrap(confusions, folds, range(len(folds)), seed=0, draws=200)
     for name, metric in (("ua", ua), ("wa", wa), ("macro_f1", macro_f1)):
         of_folds = [float(metric(confusions[folds == fold].sum(axis=0))) for fold in range(3)]
         assert estimates[name].value == pytest.approx(np.mean(of_folds))
@@ -158,7 +183,7 @@ def test_bootstrap_values_are_the_plain_scores() -> None:
 @pytest.mark.parametrize(("name", "metric"), [("ua", ua), ("wa", wa), ("macro_f1", macro_f1)])
 def test_bootstrap_agrees_with_scipy(name: str, metric: Callable[..., np.ndarray]) -> None:
     confusions, folds = speakers_of(np.random.default_rng(4), folds=4, per_fold=6)
-    estimate = speaker_bootstrap(confusions, folds, seed=1)[f"pooled_{name}"]
+    estimate = speaker_bootstrap(confusions, folds, range(len(folds)), seed=1)[f"pooled_{name}"]
 
     def statistic(rows: np.ndarray, axis: int = -1) -> np.ndarray:
         return metric(confusions[rows].sum(axis=axis - 2 if axis < 0 else axis))
@@ -175,16 +200,16 @@ def test_bootstrap_agrees_with_scipy(name: str, metric: Callable[..., np.ndarray
 
 def test_bootstrap_is_repeatable_and_seeded() -> None:
     confusions, folds = speakers_of(np.random.default_rng(5))
-    first = speaker_bootstrap(confusions, folds, seed=1, draws=500)
-    assert speaker_bootstrap(confusions, folds, seed=1, draws=500) == first
-    assert speaker_bootstrap(confusions, folds, seed=2, draws=500) != first
+    first = speaker_bootstrap(confusions, folds, range(len(folds)), seed=1, draws=500)
+    assert speaker_bootstrap(confusions, folds, range(len(folds)), seed=1, draws=500) == first
+    assert speaker_bootstrap(confusions, folds, range(len(folds)), seed=2, draws=500) != first
 
 
 def test_bootstrap_leaving_one_speaker_out() -> None:
     """One speaker in each fold: the mean over folds is the mean over the speakers drawn."""
     generator = np.random.default_rng(6)
     confusions, _ = speakers_of(generator, folds=1, per_fold=8)
-    estimate = speaker_bootstrap(confusions, np.arange(8), seed=3, draws=1000)["ua"]
+    estimate = speaker_bootstrap(confusions, np.arange(8), np.arange(8), seed=3, draws=1000)["ua"]
     weights = np.random.default_rng(3).multinomial(8, np.full(8, 1 / 8), size=1000)
     low, high = np.percentile(weights @ ua(confusions) / 8, [2.5, 97.5])
     assert estimate.value == pytest.approx(ua(confusions).mean())
@@ -192,14 +217,14 @@ def test_bootstrap_leaving_one_speaker_out() -> None:
 
 
 def test_equal_speakers_leave_no_doubt() -> None:
-    estimates = speaker_bootstrap(np.tile(HAND, (6, 1, 1)), [0, 0, 1, 1, 2, 2], seed=0, draws=100)
+    estimates = speaker_bootstrap(np.tile(HAND, (6, 1, 1)), [0, 0, 1, 1, 2, 2], range(6), seed=0, draws=100)
     for name in ("ua", "pooled_ua"):
         value = pytest.approx(0.625)
         assert (estimates[name].value, estimates[name].low, estimates[name].high) == (value, value, value)
 
 
 def test_one_speaker_has_no_interval() -> None:
-    estimates = speaker_bootstrap(HAND[None], [0], seed=0)
+    estimates = speaker_bootstrap(HAND[None], [0], ["a"], seed=0)
     assert estimates["ua"] == Estimate(0.625, None, None)
     assert estimates["pooled_wa"] == Estimate(0.625, None, None)
 
@@ -207,12 +232,14 @@ def test_one_speaker_has_no_interval() -> None:
 def test_speakers_without_utterances_are_left_out() -> None:
     confusions, folds = speakers_of(np.random.default_rng(7))
     silent = np.concatenate([confusions, np.zeros((2, 4, 4), dtype=int)])
-    expected = speaker_bootstrap(confusions, folds, seed=0, draws=300)
-    assert speaker_bootstrap(silent, np.append(folds, [0, 9]), seed=0, draws=300) == expected
+    expected = speaker_bootstrap(confusions, folds, range(len(folds)), seed=0, draws=300)
+    assert speaker_bootstrap(silent, np.append(folds, [0, 9]), range(len(silent)), seed=0, draws=300) == expected
 
 
 def test_bootstrap_of_nothing() -> None:
     for confusions in (np.zeros((0, 3, 3)), np.zeros((4, 3, 3))):
-        for estimate in speaker_bootstrap(confusions, np.zeros(len(confusions)), seed=0).values():
+        for estimate in speaker_bootstrap(
+            confusions, np.zeros(len(confusions)), range(len(confusions)), seed=0
+        ).values():
             assert math.isnan(estimate.value)
             assert estimate.low is estimate.high is None

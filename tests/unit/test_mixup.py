@@ -82,6 +82,25 @@ def test_eam_measured_snr_is_the_drawn_one(mix: Mix) -> None:
     assert measured_db == pytest.approx(snr_db, abs=2e-5)
 
 
+def test_eam_of_segments_longer_than_its_pieces_and_in_place() -> None:
+    generator = np.random.default_rng(3)
+    signal, partner = (generator.normal(size=n).astype(np.float32) for n in (90_011, 50_007))
+    place = (44_999, 20_001, 5_003, 2.5)
+    mixed, weight = eam(signal, partner, *place)
+    segment, added = signal[20_001:65_000].astype(np.float64), partner[5_003:50_002].astype(np.float64)
+    scale = np.sqrt(energy(segment) / (10**0.25 * energy(added)))
+    np.testing.assert_allclose(mixed[20_001:65_000], segment + scale * added, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(mixed[:20_001], signal[:20_001])
+    np.testing.assert_array_equal(mixed[65_000:], signal[65_000:])
+
+    elsewhere = np.empty_like(signal)
+    written, same_weight = eam(signal, partner, *place, out=elsewhere)
+    assert written is elsewhere and same_weight == weight
+    np.testing.assert_array_equal(elsewhere, mixed)
+    assert eam(signal, partner, *place, out=signal)[0] is signal
+    np.testing.assert_array_equal(signal, mixed)
+
+
 @given(mixes(), st.integers(2, 8), st.integers(0, 7), st.integers(0, 7))
 def test_eam_label_keeps_mass_and_winner(mix: Mix, classes: int, own: int, other: int) -> None:
     own, other = own % classes, other % classes

@@ -8,7 +8,7 @@ import pytest
 from answers import gathered
 from scipy.special import softmax
 
-from sermll import report, results
+from sermll import calibration, report, results
 from sermll.calibration import expected_calibration_error, fit_temperature
 from sermll.errors import DataError
 from sermll.files import read_json
@@ -55,14 +55,28 @@ def test_test_labels_have_no_say_in_the_temperatures(tmp_path: Path) -> None:
         results.calibrate(test, dev.filter([fold != 1 for fold in dev["fold"].to_pylist()]), classes)
 
 
+def test_intervals_are_over_speakers_whatever_the_number_of_folds(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab", groups=(("a", "b", "c"), ("a", "b", "c"), ("c", "b", "a")))
+    classes = read_json(run / "run.json")["data"]["classes"]
+    kept = read_json(run / "metrics.json")
+    table = pq.read_table(run / "predictions.parquet")
+    counts, folds, speakers = results.by_speaker(table, classes)
+    assert (folds.tolist(), speakers.tolist()) == ([0, 0, 0, 1, 1, 1, 2, 2, 2], list("abc" * 3))
+    assert kept["selected"]["ua"] == vars(speaker_bootstrap(counts, folds, speakers, 0)["ua"])
+    said, labels, _ = columns(run / "predictions.parquet", classes)
+    ece = calibration.speaker_bootstrap(said, labels, table["speaker"].to_pylist(), 0)
+    assert kept["calibration"]["ece"] == vars(ece)
+
+
 def test_a_gathered_run_can_be_reported_and_its_scores_are_those_of_its_counts(tmp_path: Path) -> None:
     run = gathered(tmp_path / "demo-0123456789ab")
     table = pq.read_table(run / "predictions.parquet")
     assert len(table) == sum(len(pq.read_table(run / f"fold-{fold}" / "predictions.parquet")) for fold in range(3))
     loaded = report.load(run)
     assert loaded.scores is not None
-    counts, folds = results.by_speaker(table, loaded.classes)
-    assert loaded.scores["selected"]["ua"] == vars(speaker_bootstrap(counts, folds, results.BOOTSTRAP_SEED)["ua"])
+    counts, folds, speakers = results.by_speaker(table, loaded.classes)
+    again = speaker_bootstrap(counts, folds, speakers, results.BOOTSTRAP_SEED)["ua"]
+    assert loaded.scores["selected"]["ua"] == vars(again)
     confusion = loaded.confusion()
     assert confusion is not None
     np.testing.assert_array_equal(confusion, counts.sum(axis=0))

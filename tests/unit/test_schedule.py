@@ -5,18 +5,19 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
-from sermll.errors import TrainingError
+from sermll import schedule
+from sermll.board import Board
+from sermll.errors import StorageError, TrainingError
 from sermll.loop import FoldJob
-from sermll.schedule import Board, _hold
+from sermll.schedule import _hold, _missing, _reach, _scratch
 
 
 def board(folds: int, retries: int = 1) -> Board:
     jobs = [FoldJob(f"run/fold-{fold}", f"fold {fold}", {}, fold, f"/nowhere/{fold}") for fold in range(folds)]
-    return Board([(job, cast(Any, None)) for job in jobs], retries)
+    return Board(jobs, retries)
 
 
 def test_folds_are_handed_out_in_order_and_ended_once() -> None:
@@ -28,7 +29,7 @@ def test_folds_are_handed_out_in_order_and_ended_once() -> None:
     assert work.take(0, 1) is None
     assert work.state(0, 0)[:3] == (0, [2], [(1, None, ["a checkpoint was damaged"]), (0, "epoch 1: nan", [])])
     assert work.state(2, 0)[:3] == (0, [2], [])
-    assert work.job(2)[0].title == "fold 2"
+    assert work.job(2).title == "fold 2"
 
 
 def test_a_lost_fold_goes_before_the_others_to_whoever_asks() -> None:
@@ -88,6 +89,35 @@ def test_a_fold_is_trained_by_one_command_at_a_time(tmp_path: Path) -> None:
             _hold(job, second)
     with ExitStack() as later:
         _hold(job, later)
+
+
+def test_a_machine_with_a_folder_of_its_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "SHARED_S", 0.0)
+    job = FoldJob("x/fold-0", "fold 0", {}, 0, str(tmp_path / "fold-0"))
+    name = os.uname().nodename
+    for there in (False, True):
+        if there:
+            job.checkpoints.mkdir(parents=True)  # of an earlier fold that was trained into the void
+        with pytest.raises(StorageError, match=rf"fold-0: {name} does not see it, or only a folder of its own"):
+            _reach(job)
+    assert f"{name} does not see the result" in str(_missing(job))
+    with ExitStack() as held:
+        _hold(job, held)
+        _reach(job)
+    (tmp_path / "fold-0" / "result.json").touch()
+    assert _missing(job) is None
+
+
+def test_commands_have_folders_of_their_own_for_ray_and_those_of_killed_ones_go(tmp_path: Path) -> None:
+    left = tmp_path / ".lanes-0"
+    left.mkdir()
+    left.with_suffix(".lock").touch()
+    with _scratch(tmp_path) as first:
+        assert not left.exists()
+        first.mkdir()
+        with _scratch(tmp_path) as second:
+            assert second != first and first.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_locks_beyond_the_soft_limit_of_open_files_are_allowed_and_beyond_the_hard_one_are_named() -> None:

@@ -113,6 +113,7 @@ FINAL: Json = {
     "speakers": 4,
     "utterances": 240,
     "test_reads": 2,
+    "looks": [{"at": "2026-05-01T12:00:00+00:00", "trials": 30, "runs": ["/runs/found-0123456789ab/fold-0"]}],
     "searched": {"value": 0.5512, "low": 0.4921, "high": 0.6133},
     "defaults": {"value": 0.5311, "low": 0.4722, "high": 0.5933},
     "searched_last": {"value": 0.5414, "low": 0.4825, "high": 0.6036},
@@ -241,6 +242,12 @@ def test_headline_tells_the_test_and_what_it_is_worth(tmp_path: Path, quick: Any
     said = Page(build(write(tmp_path / "c", search(study(3), final=alone)))).text
     same = {**FINAL, "difference": None, "runs": {"searched": ["/runs/one"], "defaults": ["/runs/one"]}}
     assert "They are the same: no choice was better" in text(search(study(3), final=same))
+    again = {**FINAL, "speakers": 8, "looks": [*FINAL["looks"], {"at": "", "trials": 40, "runs": []}]}
+    assert "Test was read 2 times, with what was best after 30, 40 trials" in " ".join(
+        text(search(study(3), final=again)).split()
+    )
+    few = "4 tested speakers show no difference, however large: p is 0.125 at least; nested=true or more test_folds"
+    assert few in said and few not in text(search(study(3), final=again))
     assert "The two were not compared" in said and "UA 50.0 %\non 4 speakers" in said
 
 

@@ -1,5 +1,6 @@
 """Searches without training: what trials may see, and files that make no sense."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,20 @@ import pytest
 import yaml
 from prepared import tiny_settings
 
+from sermll.cli import main
+from sermll.config import load_experiment
 from sermll.design import Design
 from sermll.errors import ConfigError
+from sermll.search import _guesses, _write_best
 from sermll.search_plan import inner_design, load_search, plan_text
 from sermll.study import Taken
+from sermll.trials import open_study
 
 SPACE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}, "losses.focal.weight": {"uniform": [0.1, 2]}}
+
+CONDITIONAL = {"losses.focal": {"choice": [None, {}]}, "losses.focal.weight": {"uniform": [0.1, 2]}}
+FROZEN = {"model.encoder.kind": "pretrained", "model.encoder.name": "nowhere", "model.encoder.tune": "none"}
+BANK = {"space": {"mixup.kind": {"choice": ["eam", "lam"]}}, "overrides": FROZEN, "bank_mixes": 2}
 
 
 def write_search(folder: Path, data: Path, **keys: Any) -> Path:
@@ -109,6 +118,21 @@ def test_the_plan_names_who_chooses_and_how(tiny_data: Path, tmp_path: Path) -> 
         ({}, {"resources.workers": 2}, "a trial trains in one process"),
         ({}, {"resources.workers": [1, 2]}, "a trial trains in one process"),
         ({"inner_folds": 30}, {}, "has 9 other"),
+        ({"objectives": ["dev_ua", "ece"], "sampler": "cmaes"}, {}, "cmaes knows one objective"),
+        (
+            {"space": {"model.pool.kind": {"choice": ["mean", "max"]}}, "sampler": "cmaes"},
+            {},
+            "space.model.pool.kind is",
+        ),
+        ({"space": CONDITIONAL, "sampler": "gp"}, {}, "would draw losses.focal.weight at random"),
+        ({"space": CONDITIONAL, "sampler": "nsga2"}, {}, "would draw losses.focal.weight at random"),
+        ({"space": {"optim.epochs": {"int": [1, 3]}}}, {}, "pruner=median compares trials step by step"),
+        ({"first": [{"optim.epochs": 3}], "pruner": "asha"}, {}, "pruner=asha compares trials step by step"),
+        (BANK, {}, r"bank_mixes does not go .*\n.*kind=lam.*\n.*mixup.kind=lam"),
+        (BANK | {"space": SPACE, "first": [{"data.crop_s": 1.0}]}, {}, r"data.crop_s=1: the feature bank has 6.25"),
+        (BANK | {"space": SPACE, "first": [{"model.encoder.layer": 3}]}, {}, "another encoder"),
+        (BANK | {"space": SPACE}, {"optim.precision": "bf16"}, "encoded in 32 bits"),
+        (BANK | {"space": SPACE}, {"mixup.kind": "none"}, "no trial mixes"),
     ],
 )
 def test_files_that_make_no_sense_are_refused(
@@ -117,3 +141,57 @@ def test_files_that_make_no_sense_are_refused(
     with pytest.raises(ConfigError, match=message):
         load_search(write_search(tmp_path, tiny_data, **keys), overrides)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_bank_holds_what_every_guess_and_choice_may_ask_for(tiny_data: Path, tmp_path: Path) -> None:
+    wide = [{"mixup.snr_db": [-25, 20]}]
+    recipe = load_search(write_search(tmp_path, tiny_data, **BANK | {"space": SPACE, "first": wide}), {}).recipe
+    assert recipe and recipe.snr_db == (-25, 20)
+    space = {"mixup.probability": {"choice": [0.5, 1.0], "when": {"mixup.kind": "eam"}}}
+    on = BANK | {"space": space | {"mixup.kind": {"choice": ["none", "eam"]}}}
+    recipe = load_search(write_search(tmp_path, tiny_data, **on), {}).recipe
+    assert recipe and recipe.snr_db == (-5, 10)
+
+
+def test_guesses_tell_the_sampler_what_is_known_of_them(tiny_data: Path, tmp_path: Path) -> None:
+    space = {f"losses.{name}.weight": {"uniform": [0.1, 2]} for name in ("kl", "focal", "supcon")}
+    first = [{"losses.supcon.weight": 0.5}, {"model.embedding_dim": 4}]
+    search = load_search(write_search(tmp_path, tiny_data, space=space, first=first), {})
+    (_, stands), (_, whole), (elsewhere, nothing) = _guesses(search)
+    auto = {f"losses.{name}.weight": pytest.approx(1 / np.log(7)) for name in ("kl", "focal")}
+    assert stands == auto and whole == auto | {"losses.supcon.weight": 0.5}
+    assert elsewhere == {"model.embedding_dim": 4} and nothing == {}
+
+
+@pytest.mark.parametrize(("test_folds", "more"), [([3], []), ([3, 5], ["fold=5"])])
+def test_the_best_settings_are_trained_on_test_folds_alone(
+    tiny_data: Path, tmp_path: Path, test_folds: list[int], more: list[str]
+) -> None:
+    search = load_search(write_search(tmp_path, tiny_data, test_folds=test_folds, seeds=[4]), {})
+    search.folder.mkdir(parents=True)
+    best = {"number": 7, "overrides": {"optim.lr": 0.005}}
+    commands = _write_best(search, search.studies[0], {"best": 7, "trials": [best]})  # number 7 is not at place 7
+    path = search.folder / "best.yaml"
+    assert commands == [str(path), *(f"{path} {one}" for one in more)]
+    written = load_experiment(path)
+    assert (written.fold, written.seed, written.optim.lr) == (3, 4, 0.005)
+
+
+def test_the_plan_counts_what_is_done_and_says_when_nothing_can_be_shown(tiny_data: Path, tmp_path: Path) -> None:
+    path = write_search(tmp_path, tiny_data, storage=f"{tmp_path}/x.journal", sampler="gp")
+    search = load_search(path, {})
+    told = plan_text(search)
+    assert "1 tested speakers show no difference" in told and "done already" not in told
+    assert "gp draws at random until 10 trials are finished" in told
+    with open_study(search, search.studies[0]) as study:
+        study.begin([({}, {})])
+        assert study.take(2, lambda chooser: {})
+        study.tell(0, None, "", {})
+    assert "1 trials are done already" in plan_text(search) and not (search.folder / "search.json").exists()
+
+
+def test_a_dry_run_has_json_for_programs(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_search(tmp_path, tiny_data, nested=True, test_folds=[0, 1], trials=3)
+    assert main(["search", str(path), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == {"study": str(tmp_path / "runs" / "search-x"), "trials": 6, "finished": 0}

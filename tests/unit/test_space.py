@@ -10,7 +10,7 @@ from scipy import stats
 
 from sermll.config import resolve
 from sermll.errors import ConfigError
-from sermll.space import Choice, Drawn, check, params_of, settings_of, suggest
+from sermll.space import Choice, Drawn, check, conditional, params_of, settings_of, suggest
 
 BASE = {
     "name": "demo",
@@ -70,13 +70,79 @@ def test_settings_of_a_loss_that_is_off_are_not_chosen() -> None:
         losses__supcon={"choice": [None, {}]},
     )
     for point in points(space, BASE):
-        on = point["losses.supcon"] is not None
+        on = "losses.supcon" not in point  # as it stands, it is on
         assert ("losses.supcon.weight" in point) == ("losses.supcon.temperature" in point) == on
         experiment = resolve(BASE, point)
         assert (experiment.losses.supcon is not None) == on
         kept = settings_of(space, experiment)
         assert kept["losses.supcon"] == ("on" if on else None)
         assert kept["losses.supcon.weight"] == (point["losses.supcon.weight"] if on else None)
+
+
+def test_a_section_that_is_turned_on_is_the_one_that_the_experiment_has() -> None:
+    base = {**BASE, "losses": {"supcon": {"temperature": 0.07}}}
+    space = space_of(
+        losses__supcon={"choice": [None, {}], "when": {"model.pool.kind": "flam"}},
+        losses__supcon__weight={"uniform": [0.1, 1]},
+        model__pool__kind={"choice": ["flam", "mean"]},
+        optim__lr={"uniform": [0.1, 1], "when": {"losses.supcon": {}}},
+    )
+    check(space, base, {}, "x.yaml")
+    seen = set()
+    for point in points(space, base, 60):
+        supcon = resolve(base, point).losses.supcon
+        seen.add(supcon is not None)
+        assert ("losses.supcon.weight" in point) == ("optim.lr" in point) == (supcon is not None)
+        if supcon is not None:
+            assert (supcon.temperature, supcon.weight) == (0.07, point["losses.supcon.weight"])
+    assert seen == {True, False}
+
+
+def test_entries_that_wait_for_each_other_are_refused() -> None:
+    space = space_of(
+        optim__lr={"uniform": [0.1, 1], "when": {"optim.decay": 0.5}},
+        optim__decay={"choice": [0.5, 0.6], "when": {"optim.lr": 0.1}},
+    )
+    with pytest.raises(ConfigError, match="wait for each other"):
+        check(space, BASE, {}, "x.yaml")
+
+
+def test_what_waits_for_what_waits_comes_last() -> None:
+    space = space_of(
+        optim__lr={"uniform": [0.1, 1], "when": {"model.pool.heads": 8}},
+        model__pool__heads={"choice": [4, 8], "when": {"model.pool.kind": "flam"}},
+        model__pool__kind={"choice": ["flam", "mean"]},
+    )
+    drawn = points(space, {**BASE, "model": {**BASE["model"], "pool": {"heads": 8}}}, 60)
+    assert all(("optim.lr" in point) == (point.get("model.pool.heads") == 8) for point in drawn)
+    assert {"optim.lr" in point for point in drawn} == {True, False}
+
+
+def test_a_simplex_is_that_of_the_losses_that_are_on() -> None:
+    space = space_of(
+        losses__focal={"choice": [None, {}]},
+        losses__supcon={"choice": [None, {}]},
+        weights={"simplex": list(WEIGHTS), "sum": 2.0},
+    )
+    check(space, BASE, {}, "x.yaml")
+    counts = set()
+    for point in points(space, BASE, 60):
+        weights = {key: point[key] for key in WEIGHTS if key in point}
+        counts.add(len(weights))
+        assert sum(weights.values()) == pytest.approx(2.0)
+        losses = resolve(BASE, point).losses
+        assert weights == {
+            f"losses.{name}.weight": one.weight for name in ("kl", "focal", "supcon") if (one := getattr(losses, name))
+        }
+        params = params_of(space, resolve(BASE, point).model_dump(mode="json"))
+        assert suggest(space, tree_of(BASE), optuna.trial.FixedTrial(params)) == pytest.approx(point)
+    assert counts == {1, 2, 3}
+
+
+def test_what_some_trials_alone_choose_is_named() -> None:
+    assert conditional(SPACE, tree_of(BASE)) == ()
+    space = space_of(losses__focal={"choice": [None, {}]}, losses__focal__weight={"uniform": [0.1, 1]})
+    assert conditional(space, tree_of(BASE)) == ("losses.focal.weight",)
 
 
 def test_a_loss_that_the_experiment_has_not_can_be_turned_on() -> None:
@@ -110,7 +176,7 @@ def test_a_point_comes_back_from_what_it_would_have_had_to_choose() -> None:
     tree = tree_of(BASE)
     for point in [{}, *points(SPACE, BASE, 50)]:
         settings = resolve(BASE, point).model_dump(mode="json")
-        params = params_of(SPACE, settings, point)
+        params = params_of(SPACE, settings)
         assert len(params) == 4 + 2 + 3
         again = suggest(SPACE, tree, optuna.trial.FixedTrial(params))
         kept = settings_of(SPACE, resolve(BASE, again))
@@ -120,7 +186,7 @@ def test_a_point_comes_back_from_what_it_would_have_had_to_choose() -> None:
 
 def test_what_is_no_number_or_not_within_is_left_open() -> None:
     base = {**BASE, "losses": {}, "optim": {"lr": 0.5}}  # weights are auto, the rate lies outside
-    params = params_of(SPACE, tree_of(base), {})
+    params = params_of(SPACE, tree_of(base))
     assert params.keys() == {
         *("optim.batch_size", "optim.decay", "mixup.snr_db.low", "mixup.snr_db.share", "model.pool.kind")
     }

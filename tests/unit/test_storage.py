@@ -1,5 +1,7 @@
 """Object storage: what is written on one machine is there on another, and what is wrong with it is named."""
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -67,6 +69,37 @@ def test_other_uris_are_refused(uri: str, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as ended:
         cli.main(["report", uri])
     assert ended.value.code == 2 and "not a place for data or runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("uri", ["s3://AKIA0:SEC/RET@lab/x", "s3://AKIA0:SECRET@lab", "gs://me@lab/x"])
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["report", uri])
+    told = capsys.readouterr().err
+    assert "credentials do not belong into a URI" in told and "AKIA0" not in told and "RET" not in told
+
+
+def test_relative_places_in_a_folder_that_ray_deletes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(storage.ROOT, raising=False)
+    (tmp_path / "_ray_pkg_0a1b" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "_ray_pkg_0a1b" / "sub")
+    with pytest.raises(ConfigError, match=r"^runs: .*Ray deletes.*'{\"env_vars\": {\"SERMLL_ROOT\": \"/shared\"}}'"):
+        place("runs")
+    assert place("/runs") == Path("/runs")
+    monkeypatch.setenv(storage.ROOT, "/shared")
+    assert place("runs") == Path("/shared/runs")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match=r"/x: the file system has no locks"), storage.locked(tmp_path / "x"):
+        pass
 
 
 def test_a_cache_that_somebody_else_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

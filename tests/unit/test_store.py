@@ -63,6 +63,20 @@ def test_files_are_written_again_only_for_more_folds_or_other_labels(tmp_path: P
     assert table.groupby("axis_variant").size().to_dict() == {"plain": 48, "other": 72}
 
 
+def test_a_fold_that_was_trained_again_is_there_anew(tmp_path: Path) -> None:
+    campaign = write_campaign(tmp_path, AXES, begun)
+    path = store(campaign) / "demo-000000000000.parquet"
+    before = pq.read_table(path)["predicted"].to_pylist()
+    fold = tmp_path / "demo-000000000000" / "fold-0"
+    answers = pq.read_table(fold / "predictions.parquet")
+    (fold / "predictions.parquet").unlink()
+    other = answers.set_column(answers.column_names.index("predicted"), "predicted", [["sad"] * len(answers)])
+    pq.write_table(other, fold / "predictions.parquet")
+    os.utime(fold / "result.json")
+    store(campaign)
+    assert pq.read_table(path)["predicted"].to_pylist() == ["sad"] * len(answers) + before[len(answers) :]
+
+
 def test_folds_as_an_axis_are_one_file(tmp_path: Path) -> None:
     campaign = write_campaign(tmp_path, {"fold": ("0", "2"), "variant": ("plain",)}, lambda labels: {})
     table = pq.read_table(store(campaign)).to_pandas()

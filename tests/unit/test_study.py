@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from sermll.errors import DataError
+from sermll.errors import ConfigError, DataError
 from sermll.space import Chooser
-from sermll.study import Rules, Study
+from sermll.study import Rules, Study, finished, located
 
 MEDIAN = Rules("tpe", "median", ("maximize",), seed=0, warm_up_steps=1)
 
@@ -53,6 +53,56 @@ def test_a_study_proposes_the_same_however_often_it_is_opened_again(tmp_path: Pa
         proposed.append(told)
     assert proposed[0] == pytest.approx(proposed[1])
     assert len(set(proposed[0])) == 5
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "nsga3"])
+def test_a_sampler_models_every_setting_whatever_the_first_guess_leaves_open(tmp_path: Path, sampler: str) -> None:
+    def both(trial: Chooser) -> dict[str, float]:
+        return {name: trial.suggest_float(name, 0, 1) for name in ("x", "y")}
+
+    rules = Rules(sampler, "none", ("maximize",), seed=0, warm_up_steps=1)  # type: ignore[arg-type]
+    with open_study(tmp_path, rules) as study:
+        study.begin([({}, {"x": 0.5})])  # of y it is said that it is "auto"
+        for _ in range(14):
+            taken = study.take(15, both)
+            assert taken
+            study.tell(taken.number, [-(taken.overrides.get("x", 0.5) ** 2)], "", {})
+        seen = study._placed
+        last = seen.ask()
+        inferred = seen.sampler.infer_relative_search_space(seen, study.trials()[last.number])
+        assert set(inferred) == {"x", "y"}
+        proposed = set(seen.sampler.sample_relative(seen, study.trials()[last.number], inferred))
+        assert proposed == {"x", "y"} or (sampler.startswith("nsga") and proposed)  # these let some mutate
+        assert [trial.number for trial in study.trials()] == list(range(15)) and study.best() is not None
+
+
+def test_locks_of_the_dead_are_swept_away(tmp_path: Path) -> None:
+    with open_study(tmp_path) as study:
+        left = study._locks / "0123.lock"
+        left.touch()
+        with open_study(tmp_path) as other:
+            assert not left.exists() and other.alive(study.driver) and not other.alive("0123")
+
+
+def test_finished_trials_are_counted_without_beginning_a_study(tmp_path: Path) -> None:
+    storage = str(tmp_path / "x.journal")
+    assert finished("x", storage) == 0 and not any(tmp_path.iterdir())
+    with open_study(tmp_path) as study:
+        study.take(2, choose)
+        study.take(2, choose)
+        study.tell(0, None, "out of memory", {})
+    assert finished("x", storage) == 1 and finished("y", storage) == 0
+
+
+def test_files_of_storages_are_the_same_for_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERMLL_ROOT", str(tmp_path))
+    assert located("a/x.journal") == f"{tmp_path}/a/x.journal"
+    assert located("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+    assert located("sqlite:////y/x.db") == "sqlite:////y/x.db"
+    assert located("postgresql://h/x") == "postgresql://h/x"
+    monkeypatch.setenv("SERMLL_ROOT", "s3://bucket")
+    with pytest.raises(ConfigError, match="no place for a database"):
+        located("x.journal")
 
 
 @pytest.mark.parametrize("storage", ["", "x.journal"])
@@ -105,6 +155,23 @@ def test_poor_trials_are_ended_and_the_reference_never_is(tmp_path: Path) -> Non
                 assert ended == (number == 7 and step > 1)  # the first step is let pass, five trials are waited for
             study.tell(number, None if number == 7 else [0.5], "", {})
         assert study.trials()[7].state is TrialState.PRUNED
+
+
+def test_a_trial_is_compared_with_others_at_the_same_step_though_values_fall_where_a_fold_begins(
+    tmp_path: Path,
+) -> None:
+    saw = (0.2, 0.5, 0.8, 0.4, 0.5, 0.6)  # the mean over inner folds: the second begins at the fourth step
+    with open_study(tmp_path) as study:
+        for number in range(7):
+            study.take(9, choose)
+            poor = 0.1 if number == 6 else number / 100
+            ended = []
+            for step, value in enumerate(saw, 1):
+                value += poor if step <= 3 else -poor if number == 6 else poor
+                ended.append(study.report(number, step, value))
+            # It led in the first fold, which does not spare it when it falls behind in the second.
+            assert ended == [number == 6 and step > 3 for step in range(1, 7)]
+            study.tell(number, [0.5], "", {})
 
 
 def test_the_front_is_that_of_a_slow_loop_and_its_first_objective_decides(tmp_path: Path) -> None:

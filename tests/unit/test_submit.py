@@ -2,15 +2,16 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sermll import cli, source, storage
+from sermll import cli, source, storage, submit
 from sermll.config import load_experiment
-from sermll.errors import ConfigError, DataError
+from sermll.errors import ConfigError, DataError, SermllError
 from sermll.shards import Prepared
-from sermll.submit import Jobs, stage
+from sermll.submit import Job, Jobs, stage
 
 HERE = Path(__file__).parents[2]
 
@@ -49,6 +50,82 @@ def test_what_git_ignores_stays(tmp_path: Path) -> None:
     assert sent(project, tmp_path / "before") == {"a.yaml", "c.yaml", "private/b.yaml"}
     subprocess.run(["git", "init", "-q", str(project)], check=True)
     assert sent(project, tmp_path / "after") == {"a.yaml", "c.yaml"}  # committed or not
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("private/a.yaml", "git ignores it"),
+        ("data/a.yaml", "it lies in a folder of data, results or an environment"),
+        (".hidden/a.yaml", "a name on its way begins with a dot"),
+        ("a.experiment", "its name ends in .experiment, not in one of .cfg"),
+        ("link.yaml", "it is a link"),
+    ],
+)
+def test_a_file_that_the_command_reads_and_that_would_stay_is_told(name: str, why: str, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    write(project, private__a_dot_yaml="a", data__a_dot_yaml="a", a_dot_experiment="a", a_dot_yaml="a")
+    (project / ".hidden").mkdir()
+    (project / ".hidden" / "a.yaml").touch()
+    (project / "link.yaml").symlink_to("a.yaml")
+    (project / ".gitignore").write_text("private/\n")
+    subprocess.run(["git", "init", "-q", str(project)], check=True)
+    with pytest.raises(ConfigError) as told:
+        stage(project, tmp_path / "staged", [Path("a.yaml"), Path(name)])
+    assert f"{name}: would not be sent, since {why}" in str(told.value)
+    stage(project, tmp_path / "staged", [Path("./a.yaml")])
+
+
+def test_git_that_does_not_say_what_it_ignores_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "project", a_dot_yaml="a")
+    (tmp_path / "git").write_text("#!/bin/sh\necho 'fatal: detected dubious ownership' >&2; exit 128\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(ConfigError, match=r"does not say what it ignores .*dubious ownership"):
+        stage(tmp_path / "project", tmp_path / "staged")
+
+
+def test_folds_of_a_file_are_needed_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, x_dot_yaml="{name: x, data: {path: data/x}, protocol: {folds: folds.yaml}}", folds_dot_yaml="[]")
+    monkeypatch.chdir(tmp_path)
+    needed = [
+        cli._read_there(cli._parser().parse_args(words), tmp_path)
+        for words in (["train", "x.yaml"], ["train", "x.yaml", "protocol.folds=speaker"], ["audit", "d", "folds.yaml"])
+    ]
+    assert needed == [[Path("x.yaml"), Path("folds.yaml")], [Path("x.yaml")], [Path("folds.yaml")]]
+
+
+class Flaky(Jobs):
+    """A cluster that answers, or does not, as it is told."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.address, self._answers = "http://head:8265", iter(answers)
+
+    def _tail(self, job: str) -> Iterator[str]:
+        raise ConnectionError
+        yield
+
+    def find(self, job: str) -> Job:
+        answer = next(self._answers)
+        if answer == "away":
+            raise SermllError("http://head:8265: refused")
+        if answer == "interrupt":
+            raise KeyboardInterrupt
+        return Job(job, answer, "", "", 0, "")
+
+
+def test_a_cluster_that_is_away_for_a_while_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    words = "job x goes on; sermll jobs logs x --follow --address http://head:8265"
+    done = ["SUCCEEDED"] * 3
+    assert cli._follow(Flaky(["RUNNING", "away", "away", *done]), "x", as_json=False) == 0
+    assert cli._follow(Flaky(["RUNNING", "interrupt"]), "x", as_json=False) == 130
+    assert words in capsys.readouterr().err
+    monkeypatch.setattr(submit, "PATIENCE_S", -1.0)
+    with pytest.raises(SermllError, match=f"refused, for -1 s; {words}"):
+        cli._follow(Flaky(["RUNNING", "away"]), "x", as_json=False)
 
 
 def test_the_sermll_that_submits_goes_along_and_knows_its_commit(tmp_path: Path) -> None:
@@ -98,6 +175,8 @@ def test_too_much_is_refused_by_name(tmp_path: Path) -> None:
         (["--env", "MY_API_KEY", "--", "corpora"], "MY_API_KEY looks like a secret"),
         (["--env", "DATABASE", "--", "corpora"], "DATABASE looks like a secret"),
         (["--env", "NOT_SET_HERE", "--", "corpora"], "not set here"),
+        (["--root", "s3://AK:secret@lab/x", "--", "corpora"], "the command holds a password"),
+        (["--", "audit", "data/x", "folds.yaml"], "not a file below"),
         (["--", "train", "no/such.yaml"], "not a file below"),
         (["--", "train", "/etc/hostname"], "not a file below"),
         (["--", "train", "../outside.yaml"], "not a file below"),

@@ -10,7 +10,7 @@ from runs import with_models, write_campaign, write_run
 from sermll import track
 from sermll.config import without_password
 from sermll.errors import DataError
-from sermll.files import read_json
+from sermll.files import read_json, write_json
 from sermll.storage import locked
 from sermll.track import Tracker, upload
 
@@ -86,8 +86,54 @@ def test_a_server_that_is_gone_is_not_asked_for_every_cell(tmp_path: Path, monke
     assert asked == 3
 
 
-def test_while_training_a_folder_that_another_sends_is_left_and_a_fault_rests(
+def test_a_run_shows_under_the_last_campaign_with_its_axes_beside_the_facts(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    deletes, deleted = MlflowClient.delete_tag, []
+
+    def unheard(self: MlflowClient, run: str, key: str) -> None:
+        deletes(self, run, key)
+        deleted.append(key)
+        if len(deleted) == 1:
+            raise ConnectionError("the line was cut")
+
+    monkeypatch.setattr(MlflowClient, "delete_tag", unheard)
+
+    def found() -> dict[str, Any]:
+        experiment = client.get_experiment_by_name("shared")
+        assert experiment is not None
+        return {str(run.info.run_name): run for run in client.search_runs([experiment.experiment_id])}
+
+    client = MlflowClient(tracking_uri=uri)
+    settings = {"groups": (("a", "b"),), "epochs": 2, "overrides": {"tracking.experiment": "shared"}}
+    first = write_campaign(tmp_path / "runs", {"corpus": ("mine",), "speed": ("slow",)}, lambda _: settings)
+    run = with_models(tmp_path / "runs" / "demo-000000000000")
+    assert upload(run, uri) is None  # by itself: it has no axes
+    assert not [key for key in found()[run.name].data.tags if key.startswith("sermll.axis.")]
+    other = first.rename(tmp_path / "runs" / "campaign-first")
+    for campaign, axes in ((other, {"corpus": "mine", "speed": "slow"}), (first, {"corpus": "yours", "protocol": "p"})):
+        campaign.mkdir(exist_ok=True)
+        told = read_json(other / "campaign.json")
+        told["cells"][0]["labels"] = axes
+        write_json(campaign / "campaign.json", told)
+        (campaign / "report").mkdir(exist_ok=True)
+        assert upload(campaign, uri) is None
+        runs = found()
+        for name in (run.name, "fold-0"):
+            tags = runs[name].data.tags
+            assert {key[12:]: tags[key] for key in tags if key.startswith("sermll.axis.")} == axes
+            assert (tags["sermll.corpus"], tags["sermll.protocol"]) == ("synthetic", "pairs")
+        assert runs[run.name].data.tags["mlflow.parentRunId"] == runs[campaign.name].info.run_id
+        assert runs["fold-0"].data.tags["mlflow.parentRunId"] == runs[run.name].info.run_id
+    assert deleted == ["sermll.axis.speed"] * 2  # of the run, whose second was no longer there, and of its fold
+    assert upload(run, uri) is None  # and it stays there
+    assert found()[run.name].data.tags["sermll.axis.corpus"] == "yours"
+
+
+def test_while_training_a_folder_that_another_sends_is_left_and_a_fault_rests(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sermll.results import read_model_settings
 
@@ -102,6 +148,8 @@ def test_while_training_a_folder_that_another_sends_is_left_and_a_fault_rests(
     time.sleep(0.4)
     tracker.sync()
     assert read_json(run / "mlflow.json")[uri]["runs"]["fold-0"]["epochs"] == 2
+    away, back = capsys.readouterr().err.splitlines()
+    assert "does not take what is new" in away and back.endswith("answers again")
 
 
 def test_what_is_no_result_is_named(tmp_path: Path) -> None:
