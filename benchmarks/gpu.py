@@ -22,6 +22,7 @@ part, T frames; the convolutions' products beside. Recomputation, norms, softmax
 
 import argparse
 import gc
+import math
 import os
 import re
 import shutil
@@ -263,7 +264,7 @@ def peak_gb(make: Callable[[], Way], most_gb: float | None = None) -> float | No
     torch.cuda.reset_peak_memory_stats()
     try:
         if most_gb is not None:
-            torch.cuda.set_per_process_memory_fraction((1e9 * most_gb - outside) / total)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (1e9 * most_gb - outside) / total))
         step = make()
         for _ in range(3):
             step()
@@ -437,7 +438,7 @@ def fit(make: Callable[[], Way]) -> Row:
     try:
         found = peak_gb(make, FITS_GB)
     except torch.OutOfMemoryError as error:
-        return Row(**about, ours=peak_gb(make), note=f"It did not fit: {str(error).splitlines()[0]}")
+        return Row(**about, ours=peak_gb(make, math.inf), note=f"It did not fit: {str(error).splitlines()[0]}")
     return Row(**about, ours=found, note="All that it had of the device." if found else "not measured: no GPU")
 
 
