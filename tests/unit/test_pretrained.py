@@ -257,7 +257,12 @@ def test_front_end_keeps_no_graph_unless_everything_is_tuned(folders: dict[str, 
 
 @every_model
 def test_training_draws_no_random_masks_or_layer_drops(kind: str, tmp_path: Path) -> None:
-    rates: dict[str, Any] = {"layerdrop": 0.9, "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    rates: dict[str, Any] = {
+        "layerdrop": 0.9,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+    }
     if kind == "whisper":
         rates = {"encoder_layerdrop": 0.9, "dropout": 0.0}
     else:
