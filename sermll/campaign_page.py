@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from sermll import metrics, page, pictures
@@ -62,7 +63,8 @@ def write(found: Tally) -> Path:
 
 def text(found: Tally) -> str:
     """The campaign for the terminal, at most 100 columns wide."""
-    lines = [f"campaign {found.campaign['name']}: {_progress(found)}", *_notices(found)]
+    notices = [line for notice in _notices(found) for line in wrap(cut(notice, 4 * WIDTH), WIDTH)]
+    lines = [f"campaign {found.campaign['name']}: {_progress(found)}", *notices]
     for group, records in _by_group(found):
         header = {"name": "", "UA": "UA [95 % interval]", "last": "last", "sd": "sd", "folds": "folds"}
         rows = [{**header, "versus": "difference", "verdict": ""}]
