@@ -51,8 +51,8 @@ def place(path: str | Path) -> Path:
     scheme, given, rest = str(path).partition("://")
     if not given:
         root = os.environ.get(ROOT, "")
-        inside = any(part.startswith(PACKAGE) for part in Path.cwd().parts)
-        if inside and not root and not Path(path).expanduser().is_absolute():
+        relative = not root and not Path(path).expanduser().is_absolute()
+        if relative and any(part.startswith(PACKAGE) for part in Path.cwd().parts):  # which may be gone already
             raise ConfigError(
                 f"{path}: would be in the working directory that Ray deletes with this job; set {ROOT} to a folder or "
                 "URI that the cluster's machines share, with `ray job submit --runtime-env-json "

@@ -92,6 +92,15 @@ def test_relative_places_in_a_folder_that_ray_deletes_are_refused(
     assert place("runs") == Path("/shared/runs")
 
 
+def test_a_working_directory_that_is_gone_is_asked_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()  # Ray does so when a job has left its cluster, and numbers are still to be written
+    assert place(tmp_path / "runs") == tmp_path / "runs"
+    monkeypatch.setenv("SERMLL_ROOT", str(tmp_path))
+    assert place("runs") == tmp_path / "runs"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
