@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 RAY = Path(sys.executable).with_name("ray")
 START_S = 180
@@ -46,8 +47,8 @@ class Machines:
         """Where jobs are submitted."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
-    def start(self, *words: str) -> subprocess.Popen:
-        """Begin a node, and wait until it is there."""
+    def start(self, *words: str, **variables: str) -> subprocess.Popen:
+        """Begin a node with these words and environment variables, and wait until it is there."""
         log = self.folder / f"node-{len(self.nodes)}.log"
         common = [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", "--block"]
         memory = f"--object-store-memory={self.memory_mb * 2**20}"
@@ -57,6 +58,7 @@ class Machines:
             "PATH": f"{RAY.parent}:{os.environ['PATH']}",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
+            **variables,
         }
         command = [str(RAY), "start", *words, memory, *common]
         if self.private is not None:  # a file system of the node's own takes its place there
@@ -120,7 +122,10 @@ def machines(*cpus: int, may_grow: int = 0, memory_mb: int = 150, private: Path 
     folder = Path(tempfile.mkdtemp(prefix="rc"))  # short: sockets lie in it, whose paths may have 107 letters
     cluster = Machines(folder, memory_mb, private=private)
     scaling: list[str] = []
+    named: dict[str, str] = {}
     if may_grow:
+        # By this the autoscaler knows the node that is the head.
+        named = dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), FAKE_HEAD_NODE_ID)
         (folder / "scaling.json").write_text(json.dumps(_scaling(may_grow, cluster.port)))
         scaling = [f"--autoscaling-config={folder / 'scaling.json'}"]
     try:
@@ -133,6 +138,7 @@ def machines(*cpus: int, may_grow: int = 0, memory_mb: int = 150, private: Path 
             f"--dashboard-port={cluster.dashboard_port}",
             f"--ray-client-server-port={free_port()}",
             f"--temp-dir={folder}",
+            **named,
         )
         until(lambda: answers(cluster.dashboard_port), START_S)
         for count in cpus:
@@ -148,7 +154,8 @@ def machines(*cpus: int, may_grow: int = 0, memory_mb: int = 150, private: Path 
 
 def _scaling(may_grow: int, port: int) -> dict[str, Any]:
     """Settings of Ray's autoscaler, with nodes that are processes of this machine."""
-    nodes = {"head": (0, 0), "worker": (2, may_grow)}
+    head = "ray.head.default"  # by any other name the head is no node of its own, and heads are begun again and again
+    nodes = {head: (0, 0), "worker": (2, may_grow)}
     return {
         "cluster_name": "test",
         "max_workers": may_grow,
@@ -158,7 +165,7 @@ def _scaling(may_grow: int, port: int) -> dict[str, Any]:
             name: {"resources": {"CPU": cpus}, "node_config": {}, "min_workers": 0, "max_workers": most}
             for name, (cpus, most) in nodes.items()
         },
-        "head_node_type": "head",
+        "head_node_type": head,
         "auth": {},
         "docker": {},
         "file_mounts": {},
