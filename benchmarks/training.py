@@ -125,8 +125,7 @@ def epochs(folder: Path, fold: FoldData) -> Iterator[Row]:
         ways = {"bare": bare_s, "one": lambda: ray_s(1), "two": lambda: ray_s(2)}
         found = in_turns(ways, ROUNDS, warm_up=0)
     apart = {name: abs(loss / losses["bare"] - 1) for name, loss in losses.items()}
-    # Two workers add up in another order, and three epochs make more of it.
-    assert apart["1"] < 1e-5 and apart["2"] < 3e-3, f"the runs did not do the same: {losses}"
+    assert apart["1"] < 1e-5, f"one worker did not do the same: {losses}"
     yield replace(
         compared(
             found,
@@ -141,6 +140,7 @@ def epochs(folder: Path, fold: FoldData) -> Iterator[Row]:
         note=f"Loss after {EPOCHS} epochs is the same to {apart['1']:.0e}; data were waited for during "
         f"{100 * statistics.median(waits):.1f} % of the time.",
     )
+    assert apart["2"] < 1e-3, f"two workers did not do the same: {losses}"
     feed = Feed.for_run("bare", settings, fold)
     yield replace(
         compared(
