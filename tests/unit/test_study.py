@@ -157,6 +157,18 @@ def test_poor_trials_are_ended_and_the_reference_never_is(tmp_path: Path) -> Non
         assert study.trials()[7].state is TrialState.PRUNED
 
 
+def test_the_better_half_comes_to_its_end_however_many_steps_there_are(tmp_path: Path) -> None:
+    worth = np.random.default_rng(0).random(40).tolist()
+    with open_study(tmp_path) as study:
+        for number, value in enumerate(worth):
+            study.take(len(worth), choose)
+            ended = any(study.report(number, step, value) for step in range(1, 9))
+            assert ended == (number >= 5 and value < np.median(worth[:number])), number
+            study.tell(number, None if ended else [value], "", {})
+        finished = [trial for trial in study.trials() if trial.state is TrialState.COMPLETE]
+        assert len(worth) / 3 < len(finished) < len(worth) * 2 / 3
+
+
 def test_a_trial_is_compared_with_others_at_the_same_step_though_values_fall_where_a_fold_begins(
     tmp_path: Path,
 ) -> None:
