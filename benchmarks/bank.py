@@ -27,7 +27,8 @@ from sermll.bank import Bank, estimate_bytes
 from sermll.bank_plan import Recipe
 from sermll.config import Experiment
 from sermll.feed import SPLITS, Batch, Feed, FoldData, make_batch
-from sermll.loop import Batches, FoldJob, train_fold
+from sermll.job import FoldJob
+from sermll.loop import Batches, train_fold
 from sermll.shards import UTTERANCE_FIELDS, ShardFile, write_shard
 
 TRAIN, DEV, CLASSES = 40, 20, 4

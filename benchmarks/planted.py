@@ -31,7 +31,8 @@ from bank import in_process
 from sermll import metrics
 from sermll.config import Experiment, resolve
 from sermll.feed import FoldData
-from sermll.loop import FoldJob, train_fold
+from sermll.job import FoldJob
+from sermll.loop import train_fold
 from sermll.shards import UTTERANCE_FIELDS, ShardFile, write_shard
 from sermll.space import Choice, params_of, settings_of, suggest
 from sermll.study import Rules, Study

@@ -41,7 +41,8 @@ from sermll.corpora import CORPORA
 from sermll.design import Design
 from sermll.feed import FoldData
 from sermll.files import write_json
-from sermll.loop import FoldJob, train_fold
+from sermll.job import FoldJob
+from sermll.loop import train_fold
 from sermll.plan import train_plan
 from sermll.shards import FORMAT, TABLE_SCHEMA, Prepared, content_hash
 

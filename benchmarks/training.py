@@ -37,6 +37,7 @@ from sermll import loop
 from sermll.cluster import QUIET, connected
 from sermll.config import Experiment
 from sermll.feed import SPLITS, Feed, FoldData, make_batch
+from sermll.job import FoldJob
 from sermll.model import System
 from sermll.optimizer import make_optimizer, set_rates
 from sermll.schedule import train_jobs
@@ -63,7 +64,7 @@ def under_ray(folder: Path, fold: FoldData, workers: int) -> list[dict[str, Any]
     """History of a run whose workers Ray Train starts."""
     shutil.rmtree(folder / "fold", ignore_errors=True)
     settings = experiment(folder, workers)
-    job = loop.FoldJob("bench", "bench", settings.model_dump(mode="json"), 0, str(folder / "fold"))
+    job = FoldJob("bench", "bench", settings.model_dump(mode="json"), 0, str(folder / "fold"))
     failures = train_jobs([(job, fold)], "bench", folder, lambda *_: None)
     assert not failures, failures
     return job.history()

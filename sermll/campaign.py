@@ -24,10 +24,10 @@ from sermll import __version__, tally
 from sermll.cluster import connected, lanes_here
 from sermll.config import Experiment, Resources, Section, read_yaml, resolve, validate, with_overrides
 from sermll.errors import ConfigError, SermllError, TrainingError
-from sermll.files import write_json
+from sermll.files import LOCK, write_json
 from sermll.loop import FoldJob
 from sermll.results import finished_folds, gather, gathered
-from sermll.schedule import LOCK, train_jobs
+from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.storage import address, fetch, locked, place
 from sermll.store import store

@@ -25,6 +25,13 @@ QUIET = {
     # after one, and others started, with seconds of imports each, again and again.
     "RAY_idle_worker_killing_time_threshold_ms": "120000",
 }
+"""For every process of Ray that a command starts or speaks to."""
+OWN = {
+    # Nobody announces the end of a machine to a cluster that lives as long as a command. To listen for it takes a
+    # process more for each lane, which begins when the first fold could.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""For the processes of a cluster that a command starts for itself."""
 
 
 def lanes_here(resources: Resources) -> int | None:
@@ -151,13 +158,14 @@ def connected() -> Iterator[None]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(
-                address="local",
-                num_cpus=os.cpu_count() or 1,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _inherited(OWN):
+                ray.init(
+                    address="local",
+                    num_cpus=os.cpu_count() or 1,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local cluster"
         raise SermllError(f"cannot reach {where}: {error}") from None
@@ -166,6 +174,18 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the processes that are started within, where the user has set none."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _hush() -> None:

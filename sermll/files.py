@@ -12,6 +12,8 @@ from sermll.errors import DataError
 from sermll.storage import fetch, partial, send
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as quick, where PyYAML has it
+LOCK = ".driver"
+"""In the folder of a fold or campaign: held by the command that works on it."""
 CHECKPOINTS = "checkpoints"
 """Folder in a fold's folder."""
 FRESH_S = 10.0

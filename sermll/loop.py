@@ -24,53 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 from sermll import checkpoint, config, metrics
 from sermll.errors import SermllError, StorageError, TrainingError
 from sermll.feed import Batch, Feed, FoldData
-from sermll.files import CHECKPOINTS, read_json, whole, write_json
+from sermll.files import whole, write_json
+from sermll.job import FoldJob
 from sermll.model import System
 from sermll.optimizer import Step, make_optimizer, set_rates
 from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS
-from sermll.storage import fetch
-
-LOOK_AGAIN_S = 5.0
-"""How often object storage is asked for news of a fold."""
-
-
-@dataclass(frozen=True, eq=False)
-class FoldJob:
-    """Everything that training a fold of a run needs, but for the utterances."""
-
-    run: str
-    """Run id and fold: what a checkpoint must say to be resumed."""
-    title: str
-    """What the fold is called where its progress is told."""
-    settings: dict[str, Any]
-    """The resolved experiment as JSON."""
-    fold: int
-    folder: str
-    """The fold's folder, absolute, on storage that all workers share."""
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the fold's checkpoints."""
-        return Path(self.folder) / CHECKPOINTS
-
-    @property
-    def finished(self) -> bool:
-        """Whether its result is there."""
-        return (Path(self.folder) / "result.json").exists()
-
-    @property
-    def history_bytes(self) -> int:
-        """Size of the history's file; 0: there is none."""
-        path = Path(self.folder) / "history.json"
-        fetch(path, max_age_s=LOOK_AGAIN_S)
-        return path.stat().st_size if path.exists() else 0
-
-    def history(self) -> list[dict[str, Any]]:
-        """What each finished epoch gave."""
-        path = Path(self.folder) / "history.json"
-        fetch(path, max_age_s=LOOK_AGAIN_S)
-        return read_json(path) if path.exists() else []
-
 
 RANDOM = "random"
 """In a checkpoint within an epoch: the states of the workers' generators."""

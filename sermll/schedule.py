@@ -22,9 +22,9 @@ from typing import Any
 from sermll.board import Board
 from sermll.cluster import here, room, share, summoned
 from sermll.config import Resources
-from sermll.errors import ConfigError, SermllError, StorageError, TrainingError
-from sermll.feed import FoldData, stream
-from sermll.loop import FoldJob, agreed, train_fold
+from sermll.errors import ConfigError, TrainingError
+from sermll.feed import FoldData
+from sermll.job import FoldJob
 from sermll.progress import Progress
 from sermll.storage import address, locked, machine, names, origin, remove
 
@@ -35,10 +35,6 @@ RESIZE_S = 30.0
 """How long a lane works at least before it takes more workers: the epoch in hand is begun again."""
 SPARE_FILES = 1000
 """Open files beside the locks: Ray's connections, libraries, results."""
-LOCK = ".driver"
-"""In a fold's folder: held by the command that trains it."""
-SHARED_S = 10.0
-"""How long a worker looks for what the driver has made on storage that they share."""
 SCRATCH = ".lanes-"
 """How the folders begin in which Ray Train keeps its notes, one for each command."""
 FAREWELL_S = 15.0
@@ -107,12 +103,11 @@ def _allow_open_files(locks: int) -> None:
 
 def _hold(job: FoldJob, held: ExitStack) -> None:
     """Keep other commands from training a fold: two that write into one folder would spoil both."""
-    lock = Path(job.folder, LOCK)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    if not held.enter_context(locked(lock, wait=False)):
+    Path(job.folder).mkdir(parents=True, exist_ok=True)
+    if not held.enter_context(locked(job.lock, wait=False)):
         raise TrainingError(
-            f"{lock.parent}: another command is training this fold ({lock.read_text(encoding='utf-8').strip()}); wait "
-            "for it, or stop it, and give the same command again"
+            f"{job.folder}: another command is training this fold ({job.lock.read_text(encoding='utf-8').strip()}); "
+            "wait for it, or stop it, and give the same command again"
         )
 
 
@@ -246,19 +241,6 @@ def _missing(job: FoldJob) -> str | None:
     )
 
 
-def _reach(job: FoldJob) -> None:
-    """Look whether this worker's machine has the folder that the driver has made, and not one of its own."""
-    folder = Path(job.folder)
-    deadline = time.monotonic() + SHARED_S
-    while not origin(folder) and LOCK not in names(folder):
-        if time.monotonic() > deadline:
-            raise StorageError(
-                f"{folder}: {machine()} does not see it, or only a folder of its own; runs belong on storage that all "
-                "machines share: set tracking.runs, or `sermll submit --root`, to a shared folder or to s3://bucket/name"
-            )
-        time.sleep(POLL_S)
-
-
 def _grown(resources: Resources, at_once: int) -> int:
     """How many lanes the cluster holds by now; nodes that vanished may come back, so never fewer than before."""
     try:
@@ -276,7 +258,9 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
     """Start a Ray Train run that takes folds from the board."""
     import ray
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from sermll.group import Together
 
     class Losses(ray.train.UserCallback):
         """Tells the board at once, so that another lane may take the fold."""
@@ -285,8 +269,9 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
             foretold = any(_foretold(error) for error in worker_exceptions.values())
             ray.get(board.lose.remote(lane, _cause(worker_exceptions), counts=not foretold))
 
-    trainer = TorchTrainer(
-        lambda: work_lane(board, lane),
+    trainer = DataParallelTrainer(
+        lambda: _work(board, lane),
+        backend_config=Together("nccl" if gpus > 0 else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             elastic_resize_monitor_interval_s=RESIZE_S,
@@ -327,42 +312,8 @@ def _cause(failures: dict[int, Exception]) -> str:
     return f"worker {rank} failed: {why}"
 
 
-def work_lane(board: Any, lane: int) -> None:
-    """Run by Ray Train on every worker of a lane: train folds until none is left.
+def _work(board: Any, lane: int) -> None:
+    """Called by Ray Train in every worker; what training needs is loaded there alone."""
+    from sermll.lane import work_lane
 
-    Errors that a restart cannot mend are told to the board; any other ends the worker, and Ray Train starts the lane's
-    workers again.
-    """
-    import os
-
-    import ray
-    import ray.train
-    import ray.train.torch
-    import torch
-    from ray.train.collective import broadcast_from_rank_zero
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-
-    def told_to_go() -> bool:
-        return ray.train.get_preemption_info() is not None  # the same to every worker
-
-    while True:
-        number = broadcast_from_rank_zero(ray.get(board.take.remote(lane, workers)) if rank == 0 else None)
-        if number is None:
-            return
-        job, data = ray.get(list(ray.get(board.job.remote(number))))
-        error, faults = None, []
-        try:
-            with agreed(device):
-                _reach(job)
-            faults = train_fold(job, data, stream, device, rank, workers, leave=told_to_go)
-        except SermllError as failure:
-            error = str(failure)
-        left = broadcast_from_rank_zero(error is None and not job.finished)
-        if rank == 0:
-            ray.get(board.leave.remote(lane) if left else board.end.remote(lane, error, faults))
-        if left:
-            return  # this lane ends; another is opened, on machines that stay
+    work_lane(board, lane)

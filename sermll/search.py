@@ -31,7 +31,7 @@ from sermll.config import resolve, with_overrides
 from sermll.errors import ConfigError, DataError, TrainingError
 from sermll.feed import FoldData
 from sermll.files import naming, read_json, whole, write_json
-from sermll.loop import FoldJob
+from sermll.job import FoldJob
 from sermll.losses import auto_weight
 from sermll.schedule import train_jobs
 from sermll.search_plan import DIRECTIONS, Inner, Search

@@ -21,7 +21,7 @@ from typing import Any
 from sermll.config import Experiment, flatten, without_password
 from sermll.errors import ConfigError, DataError
 from sermll.files import fetch_run, naming, read_json, read_yaml, write_json
-from sermll.loop import FoldJob
+from sermll.job import FoldJob
 from sermll.results import finished_folds, read_model_settings
 from sermll.storage import address, locked, origin, place
 

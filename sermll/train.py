@@ -26,7 +26,7 @@ from sermll.design import Design
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData
 from sermll.files import fetch_run, whole, write_json
-from sermll.loop import FoldJob
+from sermll.job import FoldJob
 from sermll.protocol import Folds
 from sermll.results import gather
 from sermll.schedule import train_jobs

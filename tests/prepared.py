@@ -20,7 +20,8 @@ from sermll.config import Resources
 from sermll.corpora import CORPORA
 from sermll.feed import SPLITS, Batch, Feed, FoldData, make_batch
 from sermll.files import write_json
-from sermll.loop import FoldJob, Scores, held_by_worker, predictions_table
+from sermll.job import FoldJob
+from sermll.loop import Scores, held_by_worker, predictions_table
 from sermll.metrics import confusion, ua
 from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS
 from sermll.rows import Corpus

@@ -24,8 +24,9 @@ from sermll.bank import Bank, estimate_bytes
 from sermll.bank_plan import SCORED, UNMIXED, Recipe
 from sermll.errors import ConfigError, DataError, StorageError
 from sermll.feed import SPLITS, Batch, Feed, FoldData
+from sermll.job import FoldJob
 from sermll.labels import apply_labels, label_space
-from sermll.loop import FoldJob, train_fold
+from sermll.loop import train_fold
 from sermll.mixup import mix_labels
 from sermll.pretrained import PretrainedEncoder
 from sermll.shards import Prepared

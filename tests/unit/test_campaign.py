@@ -12,8 +12,7 @@ from prepared import tiny_settings
 from sermll import campaign, campaign_page
 from sermll.campaign import Plan, count, load_campaign, run_campaign
 from sermll.errors import ConfigError, SermllError, TrainingError
-from sermll.files import read_json, write_json
-from sermll.schedule import LOCK
+from sermll.files import LOCK, read_json, write_json
 from sermll.storage import locked
 
 

@@ -18,8 +18,8 @@ from torch import nn
 from sermll import checkpoint, config, loop
 from sermll.errors import StorageError, TrainingError
 from sermll.feed import Batch, FoldData
+from sermll.job import FoldJob
 from sermll.loop import (
-    FoldJob,
     Scores,
     average,
     score,

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sermll import schedule
+from sermll import lane
 from sermll.board import Board
 from sermll.errors import StorageError, TrainingError
-from sermll.loop import FoldJob
-from sermll.schedule import _hold, _missing, _reach, _scratch
+from sermll.job import FoldJob
+from sermll.lane import _reach
+from sermll.schedule import _hold, _missing, _scratch
 
 
 def board(folds: int, retries: int = 1) -> Board:
@@ -92,7 +93,7 @@ def test_a_fold_is_trained_by_one_command_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_machine_with_a_folder_of_its_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "SHARED_S", 0.0)
+    monkeypatch.setattr(lane, "SHARED_S", 0.0)
     job = FoldJob("x/fold-0", "fold 0", {}, 0, str(tmp_path / "fold-0"))
     name = os.uname().nodename
     for there in (False, True):

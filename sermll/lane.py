@@ -1,0 +1,70 @@
+"""A worker of a lane: it trains the folds that the board hands out, see `sermll.schedule`."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+
+from sermll.errors import SermllError, StorageError
+from sermll.feed import stream
+from sermll.job import FoldJob
+from sermll.loop import agreed, train_fold
+from sermll.storage import machine, names, origin
+
+POLL_S = 0.5
+SHARED_S = 10.0
+"""How long a worker looks for what the driver has made on storage that they share."""
+
+
+def work_lane(board: Any, lane: int) -> None:
+    """Train folds until none is left, as one of the lane's workers.
+
+    Errors that a restart cannot mend are told to the board; any other ends the worker, and Ray Train starts the lane's
+    workers again.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread, which is the one that trains
+
+    def told_to_go() -> bool:
+        return ray.train.get_preemption_info() is not None  # the same to every worker
+
+    while True:
+        number = broadcast_from_rank_zero(ray.get(board.take.remote(lane, workers)) if rank == 0 else None)
+        if number is None:
+            return
+        job, data = ray.get(list(ray.get(board.job.remote(number))))
+        error, faults = None, []
+        try:
+            with agreed(device):
+                _reach(job)
+            faults = train_fold(job, data, stream, device, rank, workers, leave=told_to_go)
+        except SermllError as failure:
+            error = str(failure)
+        left = broadcast_from_rank_zero(error is None and not job.finished)
+        if rank == 0:
+            ray.get(board.leave.remote(lane) if left else board.end.remote(lane, error, faults))
+        if left:
+            return  # this lane ends; another is opened, on machines that stay
+
+
+def _reach(job: FoldJob) -> None:
+    """Look whether this worker's machine has the folder that the driver has made, and not one of its own."""
+    folder = Path(job.folder)
+    deadline = time.monotonic() + SHARED_S
+    while not origin(folder) and job.lock.name not in names(folder):
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{folder}: {machine()} does not see it, or only a folder of its own; runs belong on storage that all "
+                "machines share: set tracking.runs, or `sermll submit --root`, to a shared folder or to s3://bucket/name"
+            )
+        time.sleep(POLL_S)
