@@ -131,3 +131,14 @@ def test_locks_beyond_the_soft_limit_of_open_files_are_allowed_and_beyond_the_ha
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "400"
     assert "600 folds need" in done.stderr and "`ulimit -Hn`" in done.stderr
+
+
+def test_neither_commands_nor_controllers_load_torch() -> None:
+    # It would take each of them a second or two, before the first fold can begin, and 300 MB.
+    script = (
+        "import sys, sermll.train, sermll.schedule, sermll.group, sermll.board, ray.train\n"
+        "from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer\n"
+        "print([name for name in ('torch', 'torchaudio', 'mlflow', 'librosa', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
