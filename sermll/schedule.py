@@ -9,6 +9,7 @@ batches are the plans' whatever that number is, so only who makes them changes.
 """
 
 import resource
+import statistics
 import threading
 import time
 import uuid
@@ -37,6 +38,8 @@ SPARE_FILES = 1000
 """Open files beside the locks: Ray's connections, libraries, results."""
 SCRATCH = ".lanes-"
 """How the folders begin in which Ray Train keeps its notes, one for each command."""
+SLOW, SLOW_S = 2.0, 3.0
+"""An epoch is told as slow that took so many times as long as is usual, and so many seconds more."""
 FAREWELL_S = 15.0
 """How long lanes may take to end once nothing is left to do."""
 
@@ -186,6 +189,8 @@ def _train_group(
         history = jobs[number].history()
         if len(history) > epochs[number]:
             progress.advance(len(history) - epochs[number], _news(jobs[number], history))
+            for line in filter(None, (_slow(history[:end]) for end in range(epochs[number] + 1, len(history) + 1))):
+                progress.say(f"{jobs[number].title}: {line}")
             epochs[number] = len(history)
 
     def open_lanes(wanted: int) -> None:
@@ -252,6 +257,18 @@ def _grown(resources: Resources, at_once: int) -> int:
 def _news(job: FoldJob, history: list[dict[str, Any]]) -> str:
     row = history[-1]
     return f"{job.title}, epoch {len(history)}: loss {row['loss']:.3f}, dev UA {row['dev_ua']:.3f}"
+
+
+def _slow(history: list[dict[str, Any]]) -> str | None:
+    """What to say of the last epoch if it took much longer than those before that as many workers trained."""
+    *before, last = [(row["train_s"] + row["eval_s"], row) for row in history]
+    usual = [seconds for seconds, row in before if row["workers"] == last[1]["workers"]]
+    if len(usual) < 2 or last[0] < SLOW * statistics.median(usual) or last[0] < statistics.median(usual) + SLOW_S:
+        return None
+    return (
+        f"epoch {len(history)} took {last[0]:.1f} s where {statistics.median(usual):.1f} are usual, "
+        f"{100 * last[1]['data_wait_share']:.0f} % of its training waiting for data; a machine or its storage was slow"
+    )
 
 
 def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch: Path) -> _Lane:

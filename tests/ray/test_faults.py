@@ -7,6 +7,7 @@ node are tested in test_train.py and test_campaigns.py, a node lost with the lan
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -212,6 +213,7 @@ def test_processes_that_are_killed_and_one_that_hangs_for_a_while(
     assert not list(command.runs.glob("tiny-*/.lanes*"))
     assert [line for line in said.splitlines() if line.startswith("fold 0: worker 0 failed: ")], said
     assert said.count("goes on from") == 1 and known >= 6, said  # the data's loss and the pause cost nothing
+    assert re.search(r"^fold 0: epoch \d+ took \d+\.\d s where \d\.\d are usual", said, re.MULTILINE), said
     command.equals(calm(tiny_data, tmp_path / "calm", {}))
 
 

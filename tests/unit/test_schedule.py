@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from sermll.board import Board
 from sermll.errors import StorageError, TrainingError
 from sermll.job import FoldJob
 from sermll.lane import _reach
-from sermll.schedule import _hold, _missing, _scratch
+from sermll.schedule import _hold, _missing, _scratch, _slow
 
 
 def board(folds: int, retries: int = 1) -> Board:
@@ -142,3 +143,20 @@ def test_neither_commands_nor_controllers_load_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_epoch_that_took_much_longer_than_usual_is_told() -> None:
+    def epochs(*seconds: float, workers: int = 1, waited: float = 0.0) -> list[dict[str, Any]]:
+        return [
+            {"train_s": 0.75 * one, "eval_s": 0.25 * one, "workers": workers, "data_wait_share": waited}
+            for one in seconds
+        ]
+
+    usual = epochs(9.0, 4.0, 4.2)  # the first takes longer
+    assert _slow(usual) is None and _slow(usual[:1]) is None
+    told = _slow(usual + epochs(12.6, waited=0.8))
+    assert told is not None
+    assert told.startswith("epoch 4 took 12.6 s where 4.2 are usual, 80 % of its training waiting for data")
+    assert _slow(usual + epochs(8.3)) is None  # not twice as long
+    assert _slow(epochs(0.1, 0.1, 2.0)) is None  # many times as long, but nobody waits
+    assert _slow(usual + epochs(60.0, workers=2)) is None  # others before it had another number of workers
