@@ -863,7 +863,7 @@ def slices(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal],
     for number, (panel, name) in enumerate(zip(panels.flat, shown, strict=False)):
         having = [trial for trial in trials if name in trial.settings]
         settings, heights = [trial.settings[name] for trial in having], _values(having, index)
-        scale = _Scale(settings)
+        scale = _Scale(settings, name)
         places = np.array([scale.place(setting) for setting in settings])
         for word, middle in scale.words.items():
             own = [place for place, setting in enumerate(settings) if setting == word]
@@ -906,7 +906,9 @@ def parallel(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal
     columns: list[list[float | str | None]] = [[trial.settings.get(name) for trial in trials] for name in shown]
     columns += [_values(trials, index).tolist() for index in range(len(goals))]
     turned = [False] * len(shown) + [not goal.maximize for goal in goals]
-    paths = [_upright(axes, across, *column) for across, column in enumerate(zip(columns, turned, strict=True))]
+    titles = [*shown, *(goal.label for goal in goals)]
+    drawn = enumerate(zip(titles, columns, turned, strict=True))
+    paths = [_upright(axes, across, *column) for across, column in drawn]
     heights = np.stack(paths, axis=1)
     colours = _better(_values(trials, 0), goals[0])
     looks: dict[str, dict[str, Any]] = {
@@ -921,7 +923,7 @@ def parallel(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal
     axes.set_xlim(-0.05 * len(columns), len(columns) - 1 + 0.02 * len(columns))
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([])
-    labels = [_end_of(name, 24) for name in (*shown, *(goal.label for goal in goals))]
+    labels = [_end_of(name, 24) for name in titles]
     axes.set_xticks(range(len(columns)), labels, rotation=25, ha="left", rotation_mode="anchor")
     axes.tick_params(axis="x", top=False, labeltop=True, bottom=False, labelbottom=False, length=0)
     axes.spines[:].set_visible(False)
@@ -932,13 +934,15 @@ def parallel(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal
     return figure
 
 
-def _upright(axes: Axes, across: int, column: Sequence[float | str | None], turned: bool) -> NDArray[np.float64]:
+def _upright(
+    axes: Axes, across: int, name: str, column: Sequence[float | str | None], turned: bool
+) -> NDArray[np.float64]:
     """Draw one axis of parallel coordinates; its low end is on top where it is `turned`.
 
     Returns:
         [T] heights of the column's values in 0..1, NaN for None.
     """
-    scale = _Scale(value for value in column if value is not None)
+    scale = _Scale((value for value in column if value is not None), name)
     low, high = reversed(scale.ends) if turned else scale.ends
     axes.axvline(across, color=_GREY, linewidth=0.9, zorder=5)
     under = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
@@ -1049,7 +1053,7 @@ def plane(trials: Sequence[Trial], across: str, up: str, goal: Goal) -> Figure:
     axes = figure.subplots()
     places = []
     for name in (across, up):
-        scale = _Scale(trial.settings[name] for trial in trials)
+        scale = _Scale((trial.settings[name] for trial in trials), name)
         places.append([scale.place(trial.settings[name]) for trial in trials])
         side = axes.xaxis if name == across else axes.yaxis
         side.set_ticks([place for place, _ in scale.ticks], [_short(label, 12) for _, label in scale.ticks])
@@ -1067,12 +1071,13 @@ def plane(trials: Sequence[Trial], across: str, up: str, goal: Goal) -> Figure:
 class _Scale:
     """Where the values of a setting stand along an axis: numbers from 0 to 1, words below them or, alone, side by side.
 
-    Numbers are placed by their logarithm where they are positive and span more than a decade.
+    Numbers are placed by their logarithm where they are positive and span more than a decade, but for decibels, which
+    are logarithms.
     """
 
     _APART = 0.28
 
-    def __init__(self, values: Iterable[float | str]) -> None:
+    def __init__(self, values: Iterable[float | str], name: str = "") -> None:
         values = set(values)
         self._numbers = sorted(value for value in values if not isinstance(value, str))
         words = sorted(value for value in values if isinstance(value, str))
@@ -1088,7 +1093,7 @@ class _Scale:
         self.border = -self._APART / 2
         """Between words and numbers."""
         low, high = (self._numbers[0], self._numbers[-1]) if self.numeric else (0.0, 1.0)
-        self._log = 0 < 10 * low < high
+        self._log = 0 < 10 * low < high and not name.removesuffix(" from").removesuffix(" to").endswith("_db")
         self._ends = (math.log(low), math.log(high)) if self._log else (low, high)
 
     def place(self, value: float | str) -> float:

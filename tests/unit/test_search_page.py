@@ -459,6 +459,10 @@ def test_scale_puts_words_below_numbers() -> None:
     assert pictures._Scale([3.0]).place(3.0) == 0.5
     assert [label for _, label in pictures._Scale([16.0, 32.0, 64.0]).ticks] == ["16", "32", "64"]
     assert pictures._Scale([-15.0, 20.0]).place(2.5) == 0.5
+    middle = {
+        name: pictures._Scale([1.0, 20.0], name).place(10.5) for name in ("a.weight", "mixup.snr_db to", "snr_db")
+    }
+    assert middle["mixup.snr_db to"] == middle["snr_db"] == 0.5 < middle["a.weight"]  # decibels are logarithms
 
 
 def test_parallel_turns_what_is_to_be_small() -> None:
