@@ -158,7 +158,7 @@ def connected() -> Iterator[None]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            with _inherited(OWN):
+            with unless_set(OWN):
                 ray.init(
                     address="local",
                     num_cpus=os.cpu_count() or 1,
@@ -177,8 +177,8 @@ def connected() -> Iterator[None]:
 
 
 @contextmanager
-def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the processes that are started within, where the user has set none."""
+def unless_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for what is done and started within; those that the user has set stay."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from sermll.cluster import unless_set
 from sermll.config import Experiment, flatten, without_password
 from sermll.errors import ConfigError, DataError
 from sermll.files import fetch_run, naming, read_json, read_yaml, write_json
@@ -142,13 +143,8 @@ def _patience(timeout_s: int) -> Iterator[None]:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
-    ours = {name: value for name, value in given.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
+    with unless_set(given):
         yield
-    finally:
-        for name in ours:
-            del os.environ[name]
 
 
 class _Sender:
