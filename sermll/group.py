@@ -1,7 +1,7 @@
 """The group in which a lane's workers exchange gradients, set up by Ray Train.
 
 Ray Train's own setup for torch does the same, but whoever reads its settings loads torch for them: also the lane's
-controller, which has no use for it, would begin seconds later and hold 200 MB more.
+controller, which has no use for it, would begin a second later and hold some hundred MB more.
 """
 
 import socket

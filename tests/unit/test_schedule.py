@@ -135,7 +135,7 @@ def test_locks_beyond_the_soft_limit_of_open_files_are_allowed_and_beyond_the_ha
 
 
 def test_neither_commands_nor_controllers_load_torch() -> None:
-    # It would take each of them a second or two, before the first fold can begin, and 200 MB.
+    # It would take each of them a second, before the first fold can begin, and some hundred MB.
     script = (
         "import sys, sermll.train, sermll.schedule, sermll.group, sermll.board, ray.train\n"
         "from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer\n"
