@@ -6,7 +6,7 @@ BENCH_PYTHON ?= $(VENV)/python
 SERMLL_CORPORA ?= corpora
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo matrix-small test unit ray cluster-test check fmt audio bench bench-gpu bench-campaign audit clean
+.PHONY: setup demo matrix-small test unit ray cluster-test gpu-test check fmt audio bench bench-gpu bench-campaign audit clean
 
 setup: .venv/installed  ## make .venv and install everything, pinned
 .venv/installed: pyproject.toml constraints.txt
@@ -29,13 +29,16 @@ matrix-small: setup  ## cross-corpus matrix of synthetic, RAVDESS and EMO-DB; SE
 test: unit ray  ## every test that needs no recordings
 
 unit: setup  ## fast tests, no Ray
-	$(VENV)/python -m pytest -q -m 'not ray and not audio and not cluster'
+	$(VENV)/python -m pytest -q -m 'not ray and not audio and not cluster and not gpu'
 
 ray: setup  ## tests on a real Ray cluster on this machine
-	$(VENV)/python -m pytest -q -m 'ray and not audio'
+	$(VENV)/python -m pytest -q -m 'ray and not audio and not gpu'
 
 cluster-test: setup  ## jobs and faults on clusters of several nodes on this machine
 	$(VENV)/python -m pytest -q -m cluster
+
+gpu-test:  ## tests on a GPU; with BENCH_PYTHON, of another environment that has torch and Ray
+	PYTHONPATH=. $(BENCH_PYTHON) -m pytest -q -m gpu
 
 audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them
 	$(VENV)/python -m pytest -q -m audio

@@ -501,7 +501,7 @@ def ingest(setting: Setting, folder: Path) -> Iterator[Row]:
     told = settings(folder, setting.tiny)
     system = System(told, CLASSES).to(setting.device).train()
     optimizer = make_optimizer(system, told.optim)
-    fold = write_fold(folder / "shards", recordings(100 if setting.tiny else 1602))
+    fold = write_fold(folder / "shards", recordings(400 if setting.tiny else 1602))
     waits: dict[int, list[float]] = {0: [], 1: [], 2: []}
     steady_s = 0.0
     with connected():

@@ -24,7 +24,7 @@ class Together(BackendConfig):
     """The workers of a run form a group of torch.distributed; one alone needs none."""
 
     transport: str
-    """gloo between CPUs, nccl between GPUs."""
+    """nccl between GPUs; gloo between CPUs, and between workers that share a GPU, which nccl refuses."""
 
     @property
     def backend_cls(self) -> type[Backend]:

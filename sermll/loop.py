@@ -492,8 +492,10 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
     The waveform's memory belongs to Ray and is copied, for a GPU into pinned memory: other memory is not sent beside
     the computation.
     """
+    waveform = torch.empty(batch.waveform.shape, pin_memory=device.type == "cuda")
+    np.copyto(waveform.numpy(), batch.waveform)
     return (
-        torch.tensor(batch.waveform, pin_memory=device.type == "cuda").to(device, non_blocking=True),
+        waveform.to(device, non_blocking=True),
         torch.from_numpy(batch.lengths).to(device, non_blocking=True),
         torch.from_numpy(batch.targets).to(device, non_blocking=True),
     )

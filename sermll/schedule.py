@@ -288,7 +288,7 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
 
     trainer = DataParallelTrainer(
         lambda: _work(board, lane),
-        backend_config=Together("nccl" if gpus > 0 else "gloo"),
+        backend_config=Together("nccl" if gpus >= 1 else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             elastic_resize_monitor_interval_s=RESIZE_S,
