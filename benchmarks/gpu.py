@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,8 +168,8 @@ def ours(
     system = System(told, CLASSES).to(setting.device).train()
     if compiled:
         encoder: Any = system.recognizer.encoder
-        for layer in encoder.backbone.layers:
-            layer.compile()
+        program: Any = cache(torch.compile)
+        encoder.backbone.run = lambda function, *inputs: program(function)(*inputs)
     optimizer = make_optimizer(system, told.optim)
     lengths = torch.full((setting.batch,), setting.waveform.shape[1])
     targets = functional.one_hot(setting.labels, CLASSES).float()
@@ -253,30 +253,37 @@ def peak_gb(make: Callable[[], Way], most_gb: float | None = None) -> float | No
     more: where that does not do, it runs out of memory.
     """
     if not torch.cuda.is_available():
-        for _ in range(2):
-            make()()
-        return None
+        return begun(make)[1]
     gc.collect()
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
     free, total = torch.cuda.mem_get_info()
     outside = total - free - torch.cuda.memory_reserved()
-    torch.cuda.reset_peak_memory_stats()
     try:
         if most_gb is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, (1e9 * most_gb - outside) / total))
-        step = make()
-        for _ in range(3):
-            step()
-        torch.cuda.synchronize()
+        step, found = begun(make)
         del step
+        reserved = torch.cuda.max_memory_reserved()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         gc.collect()
         torch.cuda.empty_cache()
-    if most_gb is not None:
-        return (torch.cuda.max_memory_reserved() + outside) / 1e9
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
+    return found if most_gb is None else (reserved + outside) / 1e9
+
+
+def begun(make: Callable[[], Way]) -> tuple[Way, float | None]:
+    """A way that has taken its first steps, and the GPU memory that its tensors took at most; None without a GPU."""
+    on_gpu = torch.cuda.is_available()
+    before = torch.cuda.memory_allocated()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    step = make()
+    for _ in range(3 if on_gpu else 2):
+        step()
+    if not on_gpu:
+        return step, None
+    torch.cuda.synchronize()
+    return step, (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
 def sameness(setting: Setting, folder: Path) -> Iterator[Row]:
@@ -358,14 +365,14 @@ def steps(setting: Setting, folder: Path) -> Iterator[Row]:
     yield fit(made["ours"])
     if shutil.which("cc") and setting.device.type == "cuda":
         made["ours, compiled"] = lambda: ours(setting, folder, compiled=True)
+    ways: dict[str, Way] = {}
     memory: dict[str, float | None] = {}
-    for name, make in list(made.items()):
+    for name, make in made.items():
         try:
-            memory[name] = peak_gb(make)
+            ways[name], memory[name] = begun(make)
         except Exception as error:  # the others go on without it
             if name == "ours":
                 raise
-            del made[name]
             yield failure(f"fine-tuning, {name}", error)
 
     def rate(step: Way) -> Callable[[], float]:
@@ -379,7 +386,7 @@ def steps(setting: Setting, folder: Path) -> Iterator[Row]:
 
         return measure
 
-    found = in_turns({name: rate(make()) for name, make in made.items()}, setting.rounds, warm_up=2)
+    found = in_turns({name: rate(step) for name, step in ways.items()}, setting.rounds)
     middle = {name: statistics.median(rates) for name, rates in found.items()}
     leaner = max((name for name in middle if not name.startswith("ours")), key=lambda name: middle[name])
     model, samples = setting.config, setting.waveform.shape[1]
@@ -408,7 +415,7 @@ def steps(setting: Setting, folder: Path) -> Iterator[Row]:
         limit=mfu("ours"),
         note=absent,
     )
-    for name in made:
+    for name in ways:
         if name not in ("ours", leaner):
             told = f"fine-tuning, ours in bf16 beside {name}"
             row = compared(found, "ours", name, "ours / peer", name=told, against=name, **about)

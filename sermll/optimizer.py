@@ -47,8 +47,11 @@ class Step:
     """
 
     def __init__(self, module: nn.Module, optimizer: Any, clip_norm: float) -> None:
-        self.norm: Tensor = nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
-        # What a gradient scaler tells a fused optimizer: 1 lets it leave everything as it is.
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        self.norm: Tensor = nn.utils.get_total_norm(gradients)
+        # What a gradient scaler tells a fused optimizer, which divides by the one on its way through the gradients, and
+        # leaves everything as it is where the other is 1.
+        optimizer.grad_scale = ((self.norm + 1e-6) / clip_norm).clamp(min=1.0)
         optimizer.found_inf = (~torch.isfinite(self.norm)).float()
         optimizer.step()
         self._skipped = optimizer.found_inf.to("cpu", non_blocking=True)

@@ -12,19 +12,18 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name every torch text uses
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from sermll.errors import CheckpointError, ConfigError, DataError
+from sermll.layers import convolve, plain, positional_convolution, precision, wavlm_layer
 
 if TYPE_CHECKING:
     from sermll.config import Pretrained
@@ -241,10 +240,6 @@ class _WaveBackbone(_Backbone):
         self.dropout = encoder.dropout
         self.layers = encoder.layers
         self.final_norm = encoder.layer_norm if stable else nn.Identity()
-        if self.family == "wavlm":
-            for layer in self.layers:
-                attention = cast(Any, layer.attention)
-                attention.forward = MethodType(_biased_attention, attention)
 
     def front_end_modules(self) -> list[nn.Module]:
         return [self.convolutions]
@@ -257,12 +252,22 @@ class _WaveBackbone(_Backbone):
         lengths = lengths.clamp(min=shortest)
         if self.normalize:
             waveform = standardize(waveform, lengths)
-        features = waveform[:, None]
         # The convolutions do not pad, so a valid frame never sees the padding.
-        for layer, (kernel, stride) in zip(self.convolutions, self.windows, strict=True):
+        if all(isinstance(cast(Any, layer).layer_norm, nn.LayerNorm) for layer in self.convolutions):
+            features = waveform[:, :, None].to(precision(waveform))
+            with plain(waveform.device):
+                for layer, window in zip(self.convolutions, self.windows, strict=True):
+                    features = self.run(convolve, layer, features, *window)
+        else:
+            features = waveform[:, None]
+            remaining = lengths
+            for layer, (kernel, stride) in zip(self.convolutions, self.windows, strict=True):
+                remaining = (remaining - kernel) // stride + 1
+                features = self.run(self._convolve, layer, features, remaining)
+            features = features.transpose(1, 2)
+        for kernel, stride in self.windows:
             lengths = (lengths - kernel) // stride + 1
-            features = self.run(self._convolve, layer, features, lengths)
-        return features.transpose(1, 2), _valid(lengths, features.shape[2])
+        return features, _valid(lengths, features.shape[1])
 
     @staticmethod
     def _convolve(layer: Any, features: Tensor, lengths: Tensor) -> Tensor:
@@ -280,18 +285,30 @@ class _WaveBackbone(_Backbone):
         hidden = projected.masked_fill(~mask[..., None], 0.0)
         hidden = self.dropout(self.input_norm(hidden + self._position(hidden, mask)))
         yield hidden
-        bias, heard = None, mask[:, None, None]
-        for index, layer in enumerate(self.layers):
-            if self.family == "wavlm":  # the first layer makes the bias by relative position, all gate it
-                hidden, bias = self.run(layer, hidden, attention_mask=heard, position_bias=bias)
-            else:
+        heard = mask[:, None, None]
+        if self.family != "wavlm":
+            for index, layer in enumerate(self.layers):
                 hidden = self.run(layer, hidden, attention_mask=heard)
+                yield self.final_norm(hidden) if index == len(self.layers) - 1 else hidden
+            return
+        if not self.layers:
+            return
+        dtype, frames = precision(hidden), hidden.shape[1]
+        hidden = hidden.to(dtype)
+        # Made by the first layer and gated by each; a row of scores lies together, as fused attention wants it.
+        attention = cast(Any, self.layers[0]).attention
+        bias = attention.compute_bias(frames, frames)[None].to(dtype).contiguous()
+        padding = torch.zeros_like(heard, dtype=dtype).masked_fill(~heard, -torch.inf)
+        for index, layer in enumerate(self.layers):
+            with plain(hidden.device):
+                hidden = self.run(wavlm_layer, layer, hidden, padding, bias)
             yield self.final_norm(hidden) if index == len(self.layers) - 1 else hidden
 
     def _position(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Positional convolution of `hidden`, whose padded frames are zero, as beyond an utterance alone."""
         if self.family != "data2vec-audio":
-            return self.positions(hidden)
+            positions = cast(Any, self.positions)
+            return positions.activation(positional_convolution(positions.conv, hidden).to(hidden.dtype))
         hidden = hidden.transpose(1, 2)
         for layer in cast(nn.ModuleList, self.positions.layers):
             # each layer's bias and norm put values other than 0 into the padding
@@ -373,53 +390,6 @@ class _WhisperBackbone(_Backbone):
             yield (self.final_norm(hidden) if index == len(self.layers) - 1 else hidden)[:, :frames]
 
 
-def _biased_attention(
-    attention: Any,  # transformers' WavLMAttention
-    hidden_states: Tensor,
-    attention_mask: Tensor,
-    position_bias: Tensor | None = None,
-    **_options: Any,
-) -> tuple[Tensor, None, Tensor]:
-    """WavLM's attention by torch's fused kernel, the gated bias made in one pass in the precision of the queries.
-
-    transformers' own repeats the bias for every utterance, gates it in float32, and keeps the averaged weights. In
-    float32 the results are the same; under bf16 the gate's product is rounded to 8 bits before, not after, which moves
-    frames by less than bf16 itself does.
-
-    Args:
-        attention: The module whose forward pass this replaces.
-        hidden_states: float[batch, frames, dim].
-        attention_mask: bool[batch, 1, 1, frames] of valid frames.
-        position_bias: float32[1, heads, frames, frames]; made here where there is none, in the first layer.
-
-    Returns:
-        Frames, no weights, and the bias for the next layer.
-    """
-    batch, frames, _ = hidden_states.shape
-    if position_bias is None:
-        position_bias = cast(Tensor, attention.compute_bias(frames, frames))[None]
-    heads = hidden_states.view(batch, frames, attention.num_heads, attention.head_dim).transpose(1, 2)
-    gates = attention.gru_rel_pos_linear(heads).unflatten(-1, (2, 4)).sum(dim=-1).sigmoid()
-    gate = gates[..., :1] * (gates[..., 1:] * attention.gru_rel_pos_const - 1.0) + 2.0
-    query, key, value = (
-        projection(hidden_states).view(batch, frames, attention.num_heads, attention.head_dim).transpose(1, 2)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    padding = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
-    bias = torch.addcmul(padding, position_bias.to(query.dtype), gate.to(query.dtype))
-    dropout = attention.dropout if attention.training else 0.0
-    with _kernels_that_train_a_bias(bias):
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    return attention.out_proj(output.transpose(1, 2).reshape(batch, frames, -1)), None, position_bias
-
-
-def _kernels_that_train_a_bias(bias: Tensor) -> AbstractContextManager[Any]:
-    """On a GPU torch may choose cuDNN's attention, whose backward pass has no gradient for the bias."""
-    if bias.is_cuda and bias.requires_grad:
-        return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    return nullcontext()
-
-
 def _valid(lengths: Tensor, frames: int) -> Tensor:
     """bool[batch, frames], true before each length."""
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
@@ -468,7 +438,7 @@ def _load_model(folder: Path, family: str, name: str) -> Any:  # a transformers 
                 str(folder),
                 config=config,
                 dtype=torch.float32,
-                # WavLM has but one implementation in transformers; `_biased_attention` replaces it.
+                # WavLM has but one implementation in transformers, which `wavlm_layer` replaces.
                 attn_implementation="eager" if family == "wavlm" else "sdpa",
                 output_loading_info=True,
                 trust_remote_code=False,
