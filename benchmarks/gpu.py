@@ -5,14 +5,15 @@
 
 About five minutes on an H100. All ways fine-tune the same random weights of WavLM-Large's shape, with the convolutions
 frozen, on 16 utterances of 6.25 s: forward, loss, backward, clipping, a fused optimizer. Ours trains FLAM and all four
-losses besides. The peers' layer drop and SpecAugment are off, as ours are, so that all do the same work; in bf16 they
-run under the same autocast. Before anything is timed, our frames and gradients are compared with transformers' own.
+losses besides. The peers' layer drop and SpecAugment are off, as ours are, so that all do the same work, under the same
+bf16 autocast. In float32 no GPU below would be done with the products alone in the time they take. Before anything is
+timed, our frames and gradients are compared with transformers' own.
 
 torch and transformers are all that is needed; only the row about waiting for data needs sermll's other packages, and
 says so where Ray is missing. Rows are told as they come. What fails leaves a row that says why, and exit status 1.
 
-sermll does not compile its model: batches have as many lengths as the plan has, each of which would be compiled for, or
-run by slower code for any length. What that leaves unused at a single length is the row "ours, compiled".
+"compiled" is ours with model.encoder.compile=true: one program for all layers and all lengths. Since batches have as
+many lengths as the plan has, both are timed once more at lengths that change from step to step.
 
 Model FLOP/s utilisation (MFU) is the multiplications and additions in a second that the model needs, 3 x forward where
 it is trained (once forward, twice backward), 1 x forward where it is frozen, over what the GPU's data sheet gives for
@@ -30,9 +31,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ from typing import Any
 import losses
 import torch
 from side_by_side import (
+    Rounds,
     Row,
     Target,
     as_far_as_it_goes,
@@ -96,7 +98,7 @@ PEAK_TFLOPS = {
     "4090": 165,
 }
 """Dense bf16 by data sheet, by words of the GPU's name; the first whose words are all there."""
-CLASSES, RATE_HZ = 4, 16_000
+CLASSES, RATE_HZ, UNIT = 4, 16_000, "utterances/s"
 FITS_GB = 24
 Way = Callable[[], Any]
 """Takes one training step."""
@@ -135,7 +137,7 @@ def finish(parameters: list[nn.Parameter], loss: torch.Tensor, optimizer: torch.
     optimizer.step()
 
 
-def settings(folder: Path, tiny: bool, precision: str = "bf16", checkpointing: bool = False) -> Any:
+def settings(folder: Path, tiny: bool, checkpointing: bool = False, compiled: bool = False) -> Any:
     """Those of an experiment that the model and the optimizer read, without the packages that check an experiment."""
     return SimpleNamespace(
         model=SimpleNamespace(
@@ -145,6 +147,7 @@ def settings(folder: Path, tiny: bool, precision: str = "bf16", checkpointing: b
                 tune="transformer",
                 layer="last",
                 gradient_checkpointing=checkpointing,
+                compile=compiled,
             ),
             pool=SimpleNamespace(kind="flam", heads=2 if tiny else 16),
             embedding_dim=64,
@@ -156,38 +159,31 @@ def settings(folder: Path, tiny: bool, precision: str = "bf16", checkpointing: b
             supcon=SimpleNamespace(weight="auto", temperature=0.1, normalize=True, projection="shared"),
             gather=True,
         ),
-        optim=SimpleNamespace(lr=1e-5, center_lr=5e-3, weight_decay=0.0, clip_norm=5.0, precision=precision),
+        optim=SimpleNamespace(lr=1e-5, center_lr=5e-3, weight_decay=0.0, clip_norm=5.0, precision="bf16"),
     )
 
 
-def ours(
-    setting: Setting, folder: Path, precision: str = "bf16", checkpointing: bool = False, compiled: bool = False
-) -> Way:
+def ours(setting: Setting, folder: Path, checkpointing: bool = False, compiled: bool = False) -> Way:
     """The system with all losses, and a step as in the loop: non-finite ones are skipped, and read of a batch later."""
-    told = settings(folder, setting.tiny, precision, checkpointing)
+    told = settings(folder, setting.tiny, checkpointing, compiled)
     system = System(told, CLASSES).to(setting.device).train()
-    if compiled:
-        encoder: Any = system.recognizer.encoder
-        program: Any = cache(torch.compile)
-        encoder.backbone.run = lambda function, *inputs: program(function)(*inputs)
     optimizer = make_optimizer(system, told.optim)
-    lengths = torch.full((setting.batch,), setting.waveform.shape[1])
     targets = functional.one_hot(setting.labels, CLASSES).float()
     unread: list[Step] = []
 
     def step() -> None:
         waveform, _ = setting.inputs()
+        lengths = torch.full((setting.batch,), waveform.shape[1])
         batch = (it.to(setting.device, non_blocking=True) for it in (lengths, targets))
         loss = system(waveform, *batch)["loss"]
-        system.zero_grad(set_to_none=True)
         loss.backward()
         assert not unread or unread.pop().taken()
-        unread.append(Step(system, optimizer, told.optim.clip_norm))
+        unread.append(Step(optimizer, told.optim.clip_norm))
 
     return step
 
 
-def hugging_face(setting: Setting, folder: Path, precision: str) -> Way:
+def hugging_face(setting: Setting, folder: Path) -> Way:
     """The loop of the library's examples: model with a classification head, cross-entropy, fused AdamW."""
     model: Any = WavLMForSequenceClassification.from_pretrained(folder, num_labels=CLASSES, dtype=torch.float32)
     model.freeze_feature_encoder()
@@ -197,14 +193,14 @@ def hugging_face(setting: Setting, folder: Path, precision: str) -> Way:
 
     def step() -> None:
         waveform, labels = setting.inputs()
-        with torch.autocast(setting.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(setting.device.type, torch.bfloat16):
             loss = model(waveform, labels=labels).loss
         finish(parameters, loss, optimizer)
 
     return step
 
 
-def speechbrain(setting: Setting, folder: Path, precision: str) -> Way:
+def speechbrain(setting: Setting, folder: Path) -> Way:
     """The parts of its recipe for emotion recognition: encoder, mean over time, a linear layer, Adam for both."""
     module = optional("speechbrain.integrations.huggingface.wavlm")
     encoder = module.WavLM(
@@ -217,7 +213,7 @@ def speechbrain(setting: Setting, folder: Path, precision: str) -> Way:
 
     def step() -> None:
         waveform, labels = setting.inputs()
-        with torch.autocast(setting.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(setting.device.type, torch.bfloat16):
             logits = head(encoder(waveform, shares).mean(dim=1))
         finish(parameters, functional.cross_entropy(logits.float(), labels), optimizer)
 
@@ -352,14 +348,12 @@ def steps(setting: Setting, folder: Path) -> Iterator[Row]:
     """Utterances a second, memory, MFU."""
     made: dict[str, Callable[[], Way]] = {
         "ours": lambda: ours(setting, folder),
-        "ours, fp32": lambda: ours(setting, folder, precision="fp32"),
         "ours, checkpointing": lambda: ours(setting, folder, checkpointing=True),
-        "Hugging Face, bf16": lambda: hugging_face(setting, folder, "bf16"),
-        "Hugging Face, fp32": lambda: hugging_face(setting, folder, "fp32"),
+        "Hugging Face": lambda: hugging_face(setting, folder),
     }
     absent = ""
     if optional("speechbrain.integrations.huggingface.wavlm"):
-        made["SpeechBrain, bf16"] = lambda: speechbrain(setting, folder, "bf16")
+        made["SpeechBrain"] = lambda: speechbrain(setting, folder)
     else:
         absent = f"SpeechBrain's recipe was {missing('speechbrain')}"
     yield fit(made["ours"])
@@ -367,60 +361,66 @@ def steps(setting: Setting, folder: Path) -> Iterator[Row]:
         made["ours, compiled"] = lambda: ours(setting, folder, compiled=True)
     ways: dict[str, Way] = {}
     memory: dict[str, float | None] = {}
+    began_s: dict[str, float] = {}
     for name, make in made.items():
         try:
+            started = time.perf_counter()
             ways[name], memory[name] = begun(make)
+            began_s[name] = time.perf_counter() - started
         except Exception as error:  # the others go on without it
             if name == "ours":
                 raise
             yield failure(f"fine-tuning, {name}", error)
 
-    def rate(step: Way) -> Callable[[], float]:
+    def rate(step: Way, waveforms: Sequence[torch.Tensor]) -> Callable[[], float]:
         def measure() -> float:
             setting.settle()
             began = time.perf_counter()
-            for _ in range(setting.steps):
+            for setting.waveform in waveforms:
                 step()
             setting.settle()
-            return setting.steps * setting.batch / (time.perf_counter() - began)
+            return len(waveforms) * setting.batch / (time.perf_counter() - began)
 
         return measure
 
-    found = in_turns({name: rate(step) for name, step in ways.items()}, setting.rounds)
+    whole = setting.waveform
+    found = in_turns({name: rate(step, [whole] * setting.steps) for name, step in ways.items()}, setting.rounds)
     middle = {name: statistics.median(rates) for name, rates in found.items()}
     leaner = max((name for name in middle if not name.startswith("ours")), key=lambda name: middle[name])
-    model, samples = setting.config, setting.waveform.shape[1]
-    achieved = {name: rate * flops(model, setting.batch, samples) / setting.batch for name, rate in middle.items()}
-    peak = peak_flops()
+    peak, each = peak_flops(), flops(setting.config, setting.batch, whole.shape[1]) / setting.batch
 
     def mfu(name: str) -> str:
+        achieved = middle[name] * each
         if peak is None:
-            return f"{achieved[name] / 1e12:.3g} TFLOP/s; no data sheet to compare it with."
-        share = achieved[name] / peak[0]
-        of = "bf16's, though it computes in fp32" if "fp32" in name else peak[1]
-        return f"MFU {100 * share:.1f} % ({achieved[name] / 1e12:.0f} of {peak[0] / 1e12:.0f} TFLOP/s, {of})."
+            return f"{achieved / 1e12:.3g} TFLOP/s; no data sheet to compare it with."
+        return (
+            f"MFU {100 * achieved / peak[0]:.1f} % ({achieved / 1e12:.0f} of {peak[0] / 1e12:.0f} TFLOP/s, {peak[1]})."
+        )
 
-    about: dict[str, Any] = {"unit": "utterances/s"}
-    yield replace(
-        compared(
-            found,
-            "ours",
-            leaner,
-            "ours / peer",
-            name="fine-tuning WavLM-Large, 16 x 6.25 s",
-            against=f"{leaner}, the faster of the peers",
-            target=Target(">=", 1.5),
-            **about,
-        ),
-        limit=mfu("ours"),
-        note=absent,
-    )
+    def beside(rates: Rounds, name: str, title: str, note: str = "") -> Row:
+        about = {"against": f"{leaner}, the faster of the peers", "target": Target(">=", 1.5), "unit": UNIT}
+        row = compared(rates, name, leaner, "ours / peer", name=title, **about)
+        return replace(row, note=note)
+
+    title = "fine-tuning WavLM-Large, 16 x 6.25 s"
+    yield replace(beside(found, "ours", title, absent), limit=mfu("ours"))
+    if "ours, compiled" in ways:
+        note = f"Its first steps took {began_s['ours, compiled']:.0f} s; ours {began_s['ours']:.0f} s without."
+        yield replace(beside(found, "ours, compiled", f"{title}, compiled", note), limit=mfu("ours, compiled"))
     for name in ways:
-        if name not in ("ours", leaner):
-            told = f"fine-tuning, ours in bf16 beside {name}"
-            row = compared(found, "ours", name, "ours / peer", name=told, against=name, **about)
-            yield replace(row, limit=mfu(name))
-    for name in (name for name in ("ours", "ours, checkpointing") if name in memory):
+        if name not in ("ours", leaner, "ours, compiled"):
+            row = compared(found, "ours", name, "ours / peer", name=f"{title}, beside {name}", against=name, unit=UNIT)
+            yield replace(row, limit=f"{name}: {mfu(name)}")
+    shorter = [whole[:, : int(share * whole.shape[1])].contiguous() for share in (1.0, 0.4, 0.61, 0.78, 0.9, 0.52)]
+    if setting.device.type == "cuda":
+        shorter = [waveform.pin_memory() for waveform in shorter]
+    timed = [name for name in ("ours", "ours, compiled", leaner) if name in ways]
+    changing = in_turns({name: rate(ways[name], shorter) for name in timed}, setting.rounds)
+    setting.waveform = whole
+    for name in timed[:-1]:
+        kind = "" if name == "ours" else ", compiled"
+        yield beside(changing, name, f"fine-tuning WavLM-Large, 2.5 to 6.25 s{kind}")
+    for name in (name for name in ("ours", "ours, compiled", "ours, checkpointing") if name in memory):
         mine, theirs = memory[name], memory[leaner]
         yield Row(
             name=f"fine-tuning, GPU memory: {name}",
@@ -521,9 +521,8 @@ def ingest(setting: Setting, folder: Path) -> Iterator[Row]:
             if batch.split != "train":
                 continue
             waits[batch.epoch].append(time.perf_counter() - asked)
-            system.zero_grad(set_to_none=True)
             system(*to_device(batch, setting.device))["loss"].backward()
-            assert Step(system, optimizer, told.optim.clip_norm).taken()
+            assert Step(optimizer, told.optim.clip_norm).taken()
             setting.settle()  # a wait is one of the GPU's, not of a queue of kernels
             if batch.epoch:
                 steady_s += time.perf_counter() - asked

@@ -9,8 +9,9 @@ with weights converted a layer at a time; sums within matrix products and norms 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -31,12 +32,14 @@ def plain(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-def converted(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A module's parameters by name, in another precision; all in one step, and their gradients in another."""
-    named = dict(module.named_parameters())
-    if all(parameter.dtype == dtype for parameter in named.values()):
-        return cast(dict[str, Tensor], named)
-    return dict(zip(named, _Converted.apply(dtype, *named.values()), strict=True))
+def converted(modules: Iterable[nn.Module], dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """Each module's parameters by name, in another precision; all in one step, and their gradients in another."""
+    named = [dict(module.named_parameters()) for module in modules]
+    given = [parameter for names in named for parameter in names.values()]
+    if all(parameter.dtype == dtype for parameter in given):
+        return cast(list[dict[str, Tensor]], named)
+    copies = iter(_Converted.apply(dtype, *given))
+    return [dict(zip(names, copies, strict=False)) for names in named]
 
 
 class _Converted(torch.autograd.Function):
@@ -96,7 +99,7 @@ def convolve(layer: nn.Module, frames: Tensor, kernel: int, stride: int) -> Tens
     Returns:
         [batch, windows, channels of the convolution].
     """
-    weights = converted(layer, frames.dtype)
+    (weights,) = converted([layer], frames.dtype)
     weight = weights["conv.weight"].transpose(1, 2).flatten(1)
     seen = windows(frames, kernel, stride)
     aligned = -weight.shape[1] % 8  # products of rows that do not begin at multiples of 16 bytes are slow
@@ -136,93 +139,122 @@ def positional_convolution(convolution: nn.Conv1d, frames: Tensor) -> Tensor:
         return output if convolution.bias is None else output + convolution.bias
 
 
-# --- WavLM's transformer layer
+# --- WavLM's transformer
 
 
-def wavlm_layer(layer: Any, hidden: Tensor, padding: Tensor, position_bias: Tensor) -> Tensor:
-    """A layer of WavLM's transformer, with the norms inside (WavLM-Large) or after (WavLM-Base).
+@dataclass(frozen=True)
+class WavLMShape:
+    """What the layers of a WavLM have in common."""
+
+    heads: int
+    norms_within: bool
+    """The norms stand before attention and feed-forward part (WavLM-Large), not after (WavLM-Base)."""
+    eps: float
+    activation: Callable[[Tensor], Tensor]
+    dropout: float
+    """After attention and after the feed-forward part."""
+    attention_dropout: float
+    inner_dropout: float
+    """Within the feed-forward part."""
+
+    @classmethod
+    def of(cls, layer: Any) -> WavLMShape:
+        """That of transformers' `WavLMEncoderLayer` or `WavLMEncoderLayerStableLayerNorm`."""
+        part = layer.feed_forward
+        assert layer.dropout.p == part.output_dropout.p
+        return cls(
+            heads=layer.attention.num_heads,
+            norms_within="StableLayerNorm" in type(layer).__name__,
+            eps=layer.layer_norm.eps,
+            activation=part.intermediate_act_fn,
+            dropout=layer.dropout.p,
+            attention_dropout=layer.attention.dropout,
+            inner_dropout=part.intermediate_dropout.p,
+        )
+
+
+def wavlm_layer(
+    shape: WavLMShape, training: bool, weights: dict[str, Tensor], hidden: Tensor, padding: Tensor, bias: Tensor
+) -> Tensor:
+    """A layer of WavLM's transformer.
 
     Args:
-        layer: transformers' `WavLMEncoderLayer` or `WavLMEncoderLayerStableLayerNorm`.
-        hidden: float[batch, frames, dim].
-        padding: float[batch, 1, 1, frames], 0 at valid frames and -inf at others.
-        position_bias: float[1, heads, frames, frames], one frame's scores in a row.
+        shape: of the layer.
+        training: whether values are dropped.
+        weights: the layer's parameters, by transformers' names, all of one precision, as what follows.
+        hidden: [batch, frames, dim].
+        padding: [batch, 1, 1, frames], 0 at valid frames and -inf at others.
+        bias: [1, heads, frames, frames] by position, the scores of a frame side by side.
 
     Returns:
-        float[batch, frames, dim].
+        [batch, frames, dim].
     """
-    weights = converted(layer, hidden.dtype)
-    training = layer.training
+
+    def dropped(values: Tensor, share: float) -> Tensor:
+        return F.dropout(values, share, training) if training and share else values
+
+    def linear(name: str, values: Tensor) -> Tensor:
+        return F.linear(values, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     def norm(name: str, values: Tensor) -> Tensor:
-        shape, eps = getattr(layer, name).normalized_shape, getattr(layer, name).eps
-        return F.layer_norm(values, shape, weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
-
-    def feed_forward(values: Tensor) -> Tensor:
-        part = layer.feed_forward
-        inner = part.intermediate_act_fn(_linear(weights, "feed_forward.intermediate_dense", values))
-        inner = F.dropout(inner, part.intermediate_dropout.p, training)
-        return F.dropout(_linear(weights, "feed_forward.output_dense", inner), part.output_dropout.p, training)
+        return F.layer_norm(values, values.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], shape.eps)
 
     def attend(values: Tensor) -> Tensor:
-        attended = _attended(layer.attention, weights, values, padding, position_bias)
-        return F.dropout(_linear(weights, "attention.out_proj", attended), layer.dropout.p, training)
+        scores = _gated_bias(shape.heads, linear, weights, values, padding, bias)
+        together = (torch.cat([weights[f"attention.{part}_proj.{of}"] for part in "qkv"]) for of in ("weight", "bias"))
+        parts = F.linear(values, *together).unflatten(-1, (3, shape.heads, -1)).unbind(2)
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=scores, dropout_p=shape.attention_dropout if training else 0.0
+        )
+        return dropped(linear("attention.out_proj", attended.transpose(1, 2).flatten(2)), shape.dropout)
 
-    if "StableLayerNorm" in type(layer).__name__:
+    def feed_forward(values: Tensor) -> Tensor:
+        inner = shape.activation(linear("feed_forward.intermediate_dense", values))
+        return dropped(linear("feed_forward.output_dense", dropped(inner, shape.inner_dropout)), shape.dropout)
+
+    if shape.norms_within:
         hidden = hidden + attend(norm("layer_norm", hidden))
         return hidden + feed_forward(norm("final_layer_norm", hidden))
     hidden = norm("layer_norm", hidden + attend(hidden))
     return norm("final_layer_norm", hidden + feed_forward(hidden))
 
 
-def _attended(
-    attention: Any, weights: dict[str, Tensor], hidden: Tensor, padding: Tensor, position_bias: Tensor
+def _gated_bias(
+    heads: int,
+    linear: Callable[[str, Tensor], Tensor],
+    weights: dict[str, Tensor],
+    hidden: Tensor,
+    padding: Tensor,
+    bias: Tensor,
 ) -> Tensor:
-    """Attention with the gated bias by position, before the output's projection.
+    """[batch, heads, frames, frames]: what is added to the scores of attention.
 
-    transformers' own repeats the bias for every utterance, gates it in float32, and keeps the averaged weights. Under
-    bf16 the gate's product is rounded to 8 bits before, not after, which moves frames by less than bf16 itself does.
+    transformers' own repeats the bias for every utterance and gates it in float32. Under bf16 the gate's product is
+    rounded to 8 bits here before, not after, it is added, which moves frames by less than bf16 itself does.
     """
-    heads, size = attention.num_heads, attention.head_dim
-    gates = _linear(weights, "attention.gru_rel_pos_linear", hidden.unflatten(-1, (heads, size)))
-    first, second = gates.unflatten(-1, (2, 4)).sum(dim=-1).sigmoid().transpose(1, 2).chunk(2, dim=-1)
+    gates = linear("attention.gru_rel_pos_linear", hidden.unflatten(-1, (heads, -1))).unflatten(-1, (2, 4))
+    first, second = gates.sum(dim=-1).sigmoid().transpose(1, 2).chunk(2, dim=-1)
     gate = first * (second * weights["attention.gru_rel_pos_const"] - 1.0) + 2.0
-    weight, bias = (torch.cat([weights[f"attention.{part}_proj.{name}"] for part in "qkv"]) for name in _WEIGHT_BIAS)
-    parts = F.linear(hidden, weight, bias).unflatten(-1, (3, heads, size)).unbind(2)
-    query, key, value = (part.transpose(1, 2) for part in parts)
-    scores = cast(Tensor, _GatedBias.apply(padding, position_bias, gate))
-    dropout = attention.dropout if attention.training else 0.0
-    with _kernels_that_train_a_bias(scores):
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=scores, dropout_p=dropout)
-    return attended.transpose(1, 2).flatten(2)
+    return _AddProduct.apply(padding, bias, gate)
 
 
-_WEIGHT_BIAS = ("weight", "bias")
-
-
-def _linear(weights: dict[str, Tensor], name: str, values: Tensor) -> Tensor:
-    return F.linear(values, *(weights[f"{name}.{part}"] for part in _WEIGHT_BIAS))
-
-
-class _GatedBias(torch.autograd.Function):
-    """padding + position_bias * gate; its gradients are sums of products, which are matrix products."""
+class _AddProduct(torch.autograd.Function):
+    """padding + bias * gate, with the gradients that are asked for; torch's own computes two products more."""
 
     @staticmethod
-    def forward(ctx: Any, padding: Tensor, position_bias: Tensor, gate: Tensor) -> Tensor:  # torch's context
-        ctx.save_for_backward(position_bias, gate)
-        return torch.addcmul(padding, position_bias, gate)
+    def forward(ctx: Any, padding: Tensor, bias: Tensor, gate: Tensor) -> Tensor:  # torch's context
+        ctx.save_for_backward(bias, gate)
+        return torch.addcmul(padding, bias, gate)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:  # pyright: ignore
-        position_bias, gate = ctx.saved_tensors
-        by_place = gradient.permute(1, 2, 0, 3)  # heads, frames, batch, frames
-        for_bias = gate.permute(1, 2, 3, 0) @ by_place
-        for_gate = by_place @ position_bias[0, ..., None]
-        return None, for_bias.permute(2, 0, 1, 3), for_gate.permute(2, 0, 1, 3)
+        bias, gate = ctx.saved_tensors
+        return None, (gradient * gate).sum(dim=0, keepdim=True), (gradient * bias).sum(dim=-1, keepdim=True)
 
 
-def _kernels_that_train_a_bias(bias: Tensor) -> AbstractContextManager[Any]:
+def kernels_that_train_a_bias(bias: Tensor) -> AbstractContextManager[Any]:
     """On a GPU torch may choose cuDNN's attention, whose backward pass has no gradient for the bias."""
     if bias.is_cuda and bias.requires_grad:
         return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

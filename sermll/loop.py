@@ -100,7 +100,7 @@ def train_fold(
         return before_s + time.monotonic() - started
 
     def step() -> Step:
-        taken = Step(system, optimizer, settings.optim.clip_norm)
+        taken = Step(optimizer, settings.optim.clip_norm)
         if averaged is not None:
             average(averaged, system, settings.optim.average)
         return taken
@@ -329,7 +329,6 @@ def train_epoch(
             break
         waveform, lengths, target = to_device(batch, device)
         terms = system(waveform, lengths, target)
-        system.zero_grad(set_to_none=True)
         terms["loss"].backward()
         if unread is not None:  # here, where the device has this batch to work on meanwhile
             _refuse_unless_taken(*unread, ids)

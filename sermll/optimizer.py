@@ -41,19 +41,20 @@ class Step:
         norm: of the gradient before clipping, on the device.
 
     Args:
-        module: whose gradients are there.
-        optimizer: of `make_optimizer`.
+        optimizer: of `make_optimizer`; its parameters have gradients, which are gone afterwards.
         clip_norm: largest norm of the gradient.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Any, clip_norm: float) -> None:
-        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    def __init__(self, optimizer: Any, clip_norm: float) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self.norm: Tensor = nn.utils.get_total_norm(gradients)
         # What a gradient scaler tells a fused optimizer, which divides by the one on its way through the gradients, and
         # leaves everything as it is where the other is 1.
         optimizer.grad_scale = ((self.norm + 1e-6) / clip_norm).clamp(min=1.0)
         optimizer.found_inf = (~torch.isfinite(self.norm)).float()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         self._skipped = optimizer.found_inf.to("cpu", non_blocking=True)
         self._told = torch.cuda.Event() if self.norm.is_cuda else None
         if self._told is not None:

@@ -23,7 +23,16 @@ from torch.nn import functional as F  # noqa: N812 - the name every torch text u
 from torch.utils.checkpoint import checkpoint
 
 from sermll.errors import CheckpointError, ConfigError, DataError
-from sermll.layers import convolve, plain, positional_convolution, precision, wavlm_layer
+from sermll.layers import (
+    WavLMShape,
+    converted,
+    convolve,
+    kernels_that_train_a_bias,
+    plain,
+    positional_convolution,
+    precision,
+    wavlm_layer,
+)
 
 if TYPE_CHECKING:
     from sermll.config import Pretrained
@@ -37,6 +46,10 @@ FAMILIES = {
     "whisper": "Whisper",
 }
 """Supported `model_type` of a model's config.json, and its name in print."""
+ALIGNED_FRAMES = 8
+"""WavLM's frames are padded to a multiple of so many: a GPU's attention copies scores whose rows are not aligned."""
+CONVERTED_LAYERS = 6
+"""Layers whose weights are converted together. Data-parallel workers exchange one group's gradients during the next."""
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -60,8 +73,8 @@ class PretrainedEncoder(nn.Module):
         config: Name or folder, what is trained, which layer is read; see `sermll.config.Pretrained`.
 
     Raises:
-        ConfigError: no such folder or model, not cached and no network, a family that is not supported, or a
-            layer index the model does not have.
+        ConfigError: no such folder or model, not cached and no network, a family that is not supported or cannot
+            be compiled, or a layer index the model does not have.
         CheckpointError: the weights are missing, damaged or incomplete, or hold more than tensors.
     """
 
@@ -71,6 +84,8 @@ class PretrainedEncoder(nn.Module):
         self.backbone, self.fingerprint = _load(config.name)
         self.dim = self.backbone.dim
         self.backbone.checkpointing = config.gradient_checkpointing
+        if config.compile:
+            self.backbone.compile_layers()
 
         count = len(self.backbone.layers)
         self.layer_weights: nn.Parameter | None = None
@@ -214,6 +229,10 @@ class _Backbone(nn.Module):
         self.layers = self.layers[:index]
         self.final_norm = nn.Identity()
 
+    def compile_layers(self) -> None:
+        """Make programs of the layers when they are first run."""
+        raise ConfigError("model.encoder.compile has no effect: of the encoders, only WavLM's layers are compiled")
+
     def run(self, function: Any, *inputs: Any, **options: Any) -> Any:  # a layer of any family
         """Call a layer, by recomputing it in the backward pass if checkpointing is on."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
@@ -240,9 +259,17 @@ class _WaveBackbone(_Backbone):
         self.dropout = encoder.dropout
         self.layers = encoder.layers
         self.final_norm = encoder.layer_norm if stable else nn.Identity()
+        if self.family == "wavlm":
+            self.shape, self.layer = WavLMShape.of(encoder.layers[0]), wavlm_layer
 
     def front_end_modules(self) -> list[nn.Module]:
         return [self.convolutions]
+
+    def compile_layers(self) -> None:
+        if self.family != "wavlm":
+            super().compile_layers()
+        # One program for all layers and lengths; in each precision one to train and one to evaluate.
+        self.layer = torch.compile(wavlm_layer, dynamic=True)
 
     def front_end(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         shortest = 1
@@ -291,18 +318,27 @@ class _WaveBackbone(_Backbone):
                 hidden = self.run(layer, hidden, attention_mask=heard)
                 yield self.final_norm(hidden) if index == len(self.layers) - 1 else hidden
             return
+        yield from self._wavlm(hidden, heard)
+
+    def _wavlm(self, hidden: Tensor, heard: Tensor) -> Iterator[Tensor]:
+        """The output of each layer of WavLM; bool[batch, 1, 1, frames] are the valid frames."""
         if not self.layers:
             return
         dtype, frames = precision(hidden), hidden.shape[1]
-        hidden = hidden.to(dtype)
-        # Made by the first layer and gated by each; a row of scores lies together, as fused attention wants it.
-        attention = cast(Any, self.layers[0]).attention
-        bias = attention.compute_bias(frames, frames)[None].to(dtype).contiguous()
+        missing = -frames % ALIGNED_FRAMES
+        hidden = F.pad(hidden.to(dtype), (0, 0, 0, missing))
+        heard = F.pad(heard, (0, missing))
         padding = torch.zeros_like(heard, dtype=dtype).masked_fill(~heard, -torch.inf)
-        for index, layer in enumerate(self.layers):
-            with plain(hidden.device):
-                hidden = self.run(wavlm_layer, layer, hidden, padding, bias)
-            yield self.final_norm(hidden) if index == len(self.layers) - 1 else hidden
+        # Made by the first layer and gated by each.
+        attention = cast(Any, self.layers[0]).attention
+        bias = attention.compute_bias(frames + missing, frames + missing)[None].to(dtype).contiguous()
+        for start in range(0, len(self.layers), CONVERTED_LAYERS):
+            group = self.layers[start : start + CONVERTED_LAYERS]
+            for index, weights in enumerate(converted(group, dtype), start):
+                with plain(hidden.device), kernels_that_train_a_bias(bias):
+                    hidden = self.run(self.layer, self.shape, self.training, weights, hidden, padding, bias)
+                output = hidden[:, :frames]
+                yield self.final_norm(output) if index == len(self.layers) - 1 else output
 
     def _position(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Positional convolution of `hidden`, whose padded frames are zero, as beyond an utterance alone."""

@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(settings: Settings) -> No
             gradient = next(system.parameters()).grad
             assert gradient is not None
             gradient[(0,) * gradient.dim()] = poison
-        return Step(system, optimizer, 5.0)
+        return Step(optimizer, 5.0)
 
     assert step(None).taken()
     weights, state = copy.deepcopy(system.state_dict()), copy.deepcopy(optimizer.state_dict())

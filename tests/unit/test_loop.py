@@ -54,7 +54,7 @@ def system(settings: Settings) -> System:
 
 def steps_of(system: System, experiment: Any) -> Callable[[], Step]:
     optimizer = make_optimizer(system, experiment.optim)
-    return lambda: Step(system, optimizer, experiment.optim.clip_norm)
+    return lambda: Step(optimizer, experiment.optim.clip_norm)
 
 
 def test_training_lowers_the_loss(settings: Settings, system: System) -> None:

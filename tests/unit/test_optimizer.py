@@ -56,7 +56,7 @@ def test_fused_steps_equal_plain_ones(settings: Settings, system: System) -> Non
     for seed in range(3):
         gradients_of(system, seed)
         gradients_of(plain, seed)
-        step = Step(system, fused, optim.clip_norm)
+        step = Step(fused, optim.clip_norm)
         assert step.taken()
         torch.testing.assert_close(step.norm, nn.utils.clip_grad_norm_(plain.parameters(), optim.clip_norm))
         by_hand.step()
@@ -68,16 +68,16 @@ def test_fused_steps_equal_plain_ones(settings: Settings, system: System) -> Non
 def test_a_gradient_that_is_not_finite_changes_nothing(settings: Settings, system: System, value: float) -> None:
     optimizer = make_optimizer(system, settings().optim)
     gradients_of(system, 0)
-    assert Step(system, optimizer, 5.0).taken()
+    assert Step(optimizer, 5.0).taken()
     weights, state = copy.deepcopy(system.state_dict()), copy.deepcopy(optimizer.state_dict())
     gradients_of(system, 1)
     gradient = next(system.parameters()).grad
     assert gradient is not None
     gradient[(0,) * gradient.dim()] = value
-    step = Step(system, optimizer, 5.0)
+    step = Step(optimizer, 5.0)
     assert not step.taken() and not step.norm.isfinite()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in system.state_dict().items())
     for key, held in optimizer.state_dict()["state"].items():
         assert all(torch.equal(tensor, state["state"][key][name]) for name, tensor in held.items()), key
     gradients_of(system, 2)
-    assert Step(system, optimizer, 5.0).taken()
+    assert Step(optimizer, 5.0).taken()

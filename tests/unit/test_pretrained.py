@@ -12,16 +12,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import sermll.pretrained as pretrained_module
 from sermll.config import Pretrained
 from sermll.errors import CheckpointError, ConfigError, DataError
+from sermll.layers import positional_convolution, windows
 from sermll.pretrained import PretrainedEncoder, masked_group_norm, standardize, weights_hash
 
 transformers = pytest.importorskip("transformers")
@@ -354,6 +357,59 @@ def test_wavlm_under_bf16_is_as_close_as_transformers_own(folders: dict[str, str
         [(_, theirs)] = references(folders[kind], [wave])
         ours = encoder(folders[kind]).eval()(*batch([wave]))[0][0]
     assert (ours - exact).square().mean().sqrt() <= 1.5 * (theirs - exact).square().mean().sqrt()
+
+
+@pytest.mark.parametrize("kind", ["wavlm-group", "wavlm-layer"])
+def test_compiled_layers_are_one_program_and_change_nothing(
+    folders: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 to 1e-5 of the largest, at any length; traced as on a GPU, and then run by torch's own kernels."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    plain, compiled = (encoder(folders[kind], compile=compile).eval() for compile in (False, True))
+    # Sizes that are equal by chance, as that of a batch and the number of heads, are taken to be the same size.
+    made = []
+    for lengths in ((6000, 6000, 6000), LENGTHS, (9001, 900)):
+        waves = utterances(lengths)
+        wanted, found = (model(*batch(waves))[0] for model in (plain, compiled))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.detach().abs().max()))
+        for frames in (wanted, found):
+            frames.pow(3).sum().backward()
+        made.append(counter.frame_count)
+    for (name, one), two in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        if one.grad is None or "k_proj.bias" in name:
+            continue
+        assert two.grad is not None
+        torch.testing.assert_close(two.grad, one.grad, rtol=0, atol=1e-4 * float(one.grad.abs().max()), msg=name)
+    assert made[0] > 0 and len(set(made)) == 1
+
+
+@pytest.mark.parametrize("kind", ["hubert-layer", "whisper"])
+def test_what_cannot_be_compiled_says_so(folders: dict[str, str], kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.encoder\.compile has no effect"):
+        encoder(folders[kind], compile=True)
+
+
+def test_positional_convolution_equals_torchs() -> None:
+    """In float32 to 1e-5 of the largest, with even and odd kernels, shorter and longer than they."""
+    torch.manual_seed(0)
+    for taps, count in ((128, 300), (128, 5), (19, 40), (2, 1)):
+        convolution = torch.nn.Conv1d(12, 12, taps, padding=taps // 2, groups=3)
+        frames = torch.randn(2, count, 12)
+        wanted = convolution(frames.transpose(1, 2))[..., :count].transpose(1, 2)
+        found = positional_convolution(convolution, frames)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.detach().abs().max()))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "channels"), [(10, 5, 1), (3, 2, 8), (2, 2, 8), (1, 1, 5)])
+def test_windows_are_what_a_convolution_sees(kernel: int, stride: int, channels: int) -> None:
+    frames = torch.randn(2, 23, channels, generator=torch.Generator().manual_seed(0))
+    found = windows(frames, kernel, stride)
+    starts = range(0, 23 - kernel + 1, stride)
+    assert found.shape[1] == len(starts)
+    for place, start in enumerate(starts):
+        assert torch.equal(found[:, place], frames[:, start : start + kernel].flatten(1))
 
 
 # --- normalization
