@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -560,9 +561,15 @@ def main() -> int:
     if not arguments.tiny and not torch.cuda.is_available():
         raise SystemExit("no GPU that torch can use; --tiny shows on a CPU that everything runs")
     load, began = other_load(), time.monotonic()
-    found = list(rows(Setting(arguments.tiny)))
+    found: list[Row] = []
+    whole = False
+    with suppress(KeyboardInterrupt):  # what was measured before is told
+        found.extend(rows(Setting(arguments.tiny)))
+        whole = True
     say(table(found))
     say(remarks(found))
+    if not whole:
+        return 130
     if not arguments.tiny:
         slug = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
         say(f"written: {write(found, slug, 'make bench-gpu', time.monotonic() - began, load)}")

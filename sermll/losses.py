@@ -110,7 +110,8 @@ def supcon(h: Tensor, mask: Tensor, labels: Tensor, num_classes: int, temperatur
         positives = member @ member.sum(dim=0) - 1
         attraction = (frames * (member @ (member.T @ frames) - frames)).sum(dim=-1) / positives.clamp(min=1)
         losses = log_sum_exp_of_others(frames, 1 / temperature if normalize else None) - attraction
-        return losses.where(positives > 0, 0).sum() / (positives > 0).sum().clamp(min=1)
+        counted = (positives > 0).to(frames.dtype)
+        return losses @ counted / counted.sum().clamp(min=1)
 
 
 def log_sum_exp_of_others(frames: Tensor, largest: float | None = None, block: int | None = None) -> Tensor:
@@ -123,8 +124,9 @@ def log_sum_exp_of_others(frames: Tensor, largest: float | None = None, block: i
     """
     if largest is None:
         largest = float(frames.detach().square().sum(dim=-1).max())
-    # A block should stay in the cache of a CPU core, and be enough to fill a GPU.
-    size = block or (256 if frames.device.type == "cpu" else 4096)
+    # A block should stay in the cache of a CPU core; on a GPU, a batch that is not large should be one block, since each
+    # costs a dozen kernels that take longer to launch than to run.
+    size = block or (256 if frames.device.type == "cpu" else 8192)
     return _LogSumExpOfOthers.apply(frames, largest <= BOUND, size)
 
 
