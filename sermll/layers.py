@@ -236,22 +236,7 @@ def _gated_bias(
     gates = linear("attention.gru_rel_pos_linear", hidden.unflatten(-1, (heads, -1))).unflatten(-1, (2, 4))
     first, second = gates.sum(dim=-1).sigmoid().transpose(1, 2).chunk(2, dim=-1)
     gate = first * (second * weights["attention.gru_rel_pos_const"] - 1.0) + 2.0
-    return _AddProduct.apply(padding, bias, gate)
-
-
-class _AddProduct(torch.autograd.Function):
-    """padding + bias * gate, with the gradients that are asked for; torch's own computes two products more."""
-
-    @staticmethod
-    def forward(ctx: Any, padding: Tensor, bias: Tensor, gate: Tensor) -> Tensor:  # torch's context
-        ctx.save_for_backward(bias, gate)
-        return torch.addcmul(padding, bias, gate)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:  # pyright: ignore
-        bias, gate = ctx.saved_tensors
-        return None, (gradient * gate).sum(dim=0, keepdim=True), (gradient * bias).sum(dim=-1, keepdim=True)
+    return padding + bias * gate
 
 
 def kernels_that_train_a_bias(bias: Tensor) -> AbstractContextManager[Any]:
