@@ -12,8 +12,8 @@ timed, our frames and gradients are compared with transformers' own.
 torch and transformers are all that is needed; only the row about waiting for data needs sermll's other packages, and
 says so where Ray is missing. Rows are told as they come. What fails leaves a row that says why, and exit status 1.
 
-"compiled" is ours with model.encoder.compile=true: one program for all layers and all lengths. Since batches have as
-many lengths as the plan has, both are timed once more at lengths that change from step to step.
+Batches have as many lengths as the plan has, so that both are timed once more at lengths that change from step to step.
+The result file is written anew with every row: what was measured is not lost if the rest is.
 
 Model FLOP/s utilisation (MFU) is the multiplications and additions in a second that the model needs, 3 x forward where
 it is trained (once forward, twice backward), 1 x forward where it is frozen, over what the GPU's data sheet gives for
@@ -26,7 +26,6 @@ import gc
 import math
 import os
 import re
-import shutil
 import statistics
 import sys
 import tempfile
@@ -43,7 +42,6 @@ from typing import Any
 import losses
 import torch
 from side_by_side import (
-    Rounds,
     Row,
     Target,
     as_far_as_it_goes,
@@ -99,7 +97,7 @@ PEAK_TFLOPS = {
     "4090": 165,
 }
 """Dense bf16 by data sheet, by words of the GPU's name; the first whose words are all there."""
-CLASSES, RATE_HZ, UNIT = 4, 16_000, "utterances/s"
+CLASSES, RATE_HZ = 4, 16_000
 FITS_GB = 24
 Way = Callable[[], Any]
 """Takes one training step."""
@@ -138,7 +136,7 @@ def finish(parameters: list[nn.Parameter], loss: torch.Tensor, optimizer: torch.
     optimizer.step()
 
 
-def settings(folder: Path, tiny: bool, checkpointing: bool = False, compiled: bool = False) -> Any:
+def settings(folder: Path, tiny: bool, checkpointing: bool = False) -> Any:
     """Those of an experiment that the model and the optimizer read, without the packages that check an experiment."""
     return SimpleNamespace(
         model=SimpleNamespace(
@@ -148,7 +146,6 @@ def settings(folder: Path, tiny: bool, checkpointing: bool = False, compiled: bo
                 tune="transformer",
                 layer="last",
                 gradient_checkpointing=checkpointing,
-                compile=compiled,
             ),
             pool=SimpleNamespace(kind="flam", heads=2 if tiny else 16),
             embedding_dim=64,
@@ -164,9 +161,9 @@ def settings(folder: Path, tiny: bool, checkpointing: bool = False, compiled: bo
     )
 
 
-def ours(setting: Setting, folder: Path, checkpointing: bool = False, compiled: bool = False) -> Way:
+def ours(setting: Setting, folder: Path, checkpointing: bool = False) -> Way:
     """The system with all losses, and a step as in the loop: non-finite ones are skipped, and read of a batch later."""
-    told = settings(folder, setting.tiny, checkpointing, compiled)
+    told = settings(folder, setting.tiny, checkpointing)
     system = System(told, CLASSES).to(setting.device).train()
     optimizer = make_optimizer(system, told.optim)
     targets = functional.one_hot(setting.labels, CLASSES).float()
@@ -285,6 +282,7 @@ def begun(make: Callable[[], Way]) -> tuple[Way, float | None]:
 
 def sameness(setting: Setting, folder: Path) -> Iterator[Row]:
     """Our frames and gradients beside those of transformers' model, in float32 and in bf16."""
+    torch.backends.cudnn.allow_tf32 = False  # else theirs are convolved in 10 bits; all that is timed is in bf16
     waveform, lengths = setting.waveform[:4].to(setting.device), torch.full((4,), setting.waveform.shape[1])
     lengths = lengths.to(setting.device)
     mean, variance = waveform.mean(1, keepdim=True), waveform.var(1, correction=0, keepdim=True)
@@ -358,16 +356,11 @@ def steps(setting: Setting, folder: Path) -> Iterator[Row]:
     else:
         absent = f"SpeechBrain's recipe was {missing('speechbrain')}"
     yield fit(made["ours"])
-    if shutil.which("cc") and setting.device.type == "cuda":
-        made["ours, compiled"] = lambda: ours(setting, folder, compiled=True)
     ways: dict[str, Way] = {}
     memory: dict[str, float | None] = {}
-    began_s: dict[str, float] = {}
     for name, make in made.items():
         try:
-            started = time.perf_counter()
             ways[name], memory[name] = begun(make)
-            began_s[name] = time.perf_counter() - started
         except Exception as error:  # the others go on without it
             if name == "ours":
                 raise
@@ -398,30 +391,25 @@ def steps(setting: Setting, folder: Path) -> Iterator[Row]:
             f"MFU {100 * achieved / peak[0]:.1f} % ({achieved / 1e12:.0f} of {peak[0] / 1e12:.0f} TFLOP/s, {peak[1]})."
         )
 
-    def beside(rates: Rounds, name: str, title: str, note: str = "") -> Row:
-        about = {"against": f"{leaner}, the faster of the peers", "target": Target(">=", 1.5), "unit": UNIT}
-        row = compared(rates, name, leaner, "ours / peer", name=title, **about)
-        return replace(row, note=note)
-
+    about: dict[str, Any] = {
+        "against": f"{leaner}, the faster of the peers",
+        "target": Target(">=", 1.5),
+        "unit": "utterances/s",
+    }
     title = "fine-tuning WavLM-Large, 16 x 6.25 s"
-    yield replace(beside(found, "ours", title, absent), limit=mfu("ours"))
-    if "ours, compiled" in ways:
-        note = f"Its first steps took {began_s['ours, compiled']:.0f} s; ours {began_s['ours']:.0f} s without."
-        yield replace(beside(found, "ours, compiled", f"{title}, compiled", note), limit=mfu("ours, compiled"))
+    row = compared(found, "ours", leaner, "ours / peer", name=title, **about)
+    yield replace(row, limit=mfu("ours"), note=absent)
     for name in ways:
-        if name not in ("ours", leaner, "ours, compiled"):
-            row = compared(found, "ours", name, "ours / peer", name=f"{title}, beside {name}", against=name, unit=UNIT)
-            yield replace(row, limit=f"{name}: {mfu(name)}")
+        if name not in ("ours", leaner):
+            told = {"name": f"{title}, beside {name}", "against": name, "unit": about["unit"]}
+            yield replace(compared(found, "ours", name, "ours / peer", **told), limit=f"{name}: {mfu(name)}")
     shorter = [whole[:, : int(share * whole.shape[1])].contiguous() for share in (1.0, 0.4, 0.61, 0.78, 0.9, 0.52)]
     if setting.device.type == "cuda":
         shorter = [waveform.pin_memory() for waveform in shorter]
-    timed = [name for name in ("ours", "ours, compiled", leaner) if name in ways]
-    changing = in_turns({name: rate(ways[name], shorter) for name in timed}, setting.rounds)
+    changing = in_turns({name: rate(ways[name], shorter) for name in ("ours", leaner)}, setting.rounds)
     setting.waveform = whole
-    for name in timed[:-1]:
-        kind = "" if name == "ours" else ", compiled"
-        yield beside(changing, name, f"fine-tuning WavLM-Large, 2.5 to 6.25 s{kind}")
-    for name in (name for name in ("ours", "ours, compiled", "ours, checkpointing") if name in memory):
+    yield compared(changing, "ours", leaner, "ours / peer", name="fine-tuning WavLM-Large, 2.5 to 6.25 s", **about)
+    for name in (name for name in ("ours", "ours, checkpointing") if name in memory):
         mine, theirs = memory[name], memory[leaner]
         yield Row(
             name=f"fine-tuning, GPU memory: {name}",
@@ -560,20 +548,22 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.tiny and not torch.cuda.is_available():
         raise SystemExit("no GPU that torch can use; --tiny shows on a CPU that everything runs")
-    load, began = other_load(), time.monotonic()
-    found: list[Row] = []
-    whole = False
-    with suppress(KeyboardInterrupt):  # what was measured before is told
-        found.extend(rows(Setting(arguments.tiny)))
+    load, began, found = other_load(), time.monotonic(), list[Row]()
+    slug = "" if arguments.tiny else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    path, whole = None, False
+    with suppress(KeyboardInterrupt):
+        for row in rows(Setting(arguments.tiny)):
+            found.append(row)
+            if slug:
+                path = write(found, slug, "make bench-gpu, broken off", time.monotonic() - began, load)
         whole = True
     say(table(found))
     say(remarks(found))
-    if not whole:
-        return 130
-    if not arguments.tiny:
-        slug = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-        say(f"written: {write(found, slug, 'make bench-gpu', time.monotonic() - began, load)}")
-    return int(any(row.failed for row in found))
+    if slug and whole:
+        path = write(found, slug, "make bench-gpu", time.monotonic() - began, load)
+    if path:
+        say(f"written: {path}")
+    return int(not whole or any(row.failed for row in found))
 
 
 if __name__ == "__main__":

@@ -139,11 +139,6 @@ class Pretrained(Section):
         description="last layer, a learned weighting of all layers, or one layer by index (0: front end)",
     )
     gradient_checkpointing: bool = Field(default=False, description="trade a third more compute for less memory")
-    compile: bool = Field(
-        default=False,
-        description="WavLM alone: make programs of its layers at the start of training, which takes a minute, needs a "
-        "compiler, and saves a GPU time in each step",
-    )
 
     @model_validator(mode="after")
     def _checkpointing_has_effect(self) -> Self:

@@ -10,7 +10,7 @@ with weights converted a layer at a time; sums within matrix products and norms 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,6 +30,14 @@ def precision(values: Tensor) -> torch.dtype:
 def plain(device: torch.device) -> AbstractContextManager[Any]:
     """No autocast: tensors have their types already."""
     return torch.autocast(device.type, enabled=False)
+
+
+def attention_kernels() -> AbstractContextManager[Any]:
+    """All of torch's kernels for attention but cuDNN's, which a GPU may be given otherwise.
+
+    That one is compiled for every length it meets, for seconds each, and gives no gradient to a bias that is added.
+    """
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def converted(modules: Iterable[nn.Module], dtype: torch.dtype) -> list[dict[str, Tensor]]:
@@ -237,10 +245,3 @@ def _gated_bias(
     first, second = gates.sum(dim=-1).sigmoid().transpose(1, 2).chunk(2, dim=-1)
     gate = first * (second * weights["attention.gru_rel_pos_const"] - 1.0) + 2.0
     return padding + bias * gate
-
-
-def kernels_that_train_a_bias(bias: Tensor) -> AbstractContextManager[Any]:
-    """On a GPU torch may choose cuDNN's attention, whose backward pass has no gradient for the bias."""
-    if bias.is_cuda and bias.requires_grad:
-        return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    return nullcontext()

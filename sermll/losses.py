@@ -124,8 +124,8 @@ def log_sum_exp_of_others(frames: Tensor, largest: float | None = None, block: i
     """
     if largest is None:
         largest = float(frames.detach().square().sum(dim=-1).max())
-    # A block should stay in the cache of a CPU core. On a GPU a batch should be one block, unless it is large: each costs
-    # a dozen kernels that take longer to launch than to run.
+    # A block should stay in the cache of a CPU core. On a GPU a batch should be one block, unless it is large: a block
+    # costs a dozen kernels, which take longer to launch than to run.
     size = block or (256 if frames.device.type == "cpu" else 8192)
     return _LogSumExpOfOthers.apply(frames, largest <= BOUND, size)
 

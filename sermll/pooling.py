@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sermll.errors import ConfigError
+from sermll.layers import attention_kernels
 
 
 class FrameLevelAttention(nn.Module):
@@ -53,7 +54,8 @@ class FrameLevelAttention(nn.Module):
         frames = frames.masked_fill(~mask.unsqueeze(-1), 0)
         projected = self.in_projection(frames).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [batch, heads, frames, dim / heads]
-        attended = functional.scaled_dot_product_attention(queries, keys, values, mask[:, None, None, :])
+        with attention_kernels():
+            attended = functional.scaled_dot_product_attention(queries, keys, values, mask[:, None, None, :])
         attended = self.out_projection(attended.transpose(1, 2).flatten(2))
         return (frames + attended).masked_fill(~mask.unsqueeze(-1), 0)
 

@@ -25,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 from sermll.errors import CheckpointError, ConfigError, DataError
 from sermll.layers import (
     WavLMShape,
+    attention_kernels,
     converted,
     convolve,
-    kernels_that_train_a_bias,
     plain,
     positional_convolution,
     precision,
@@ -73,8 +73,8 @@ class PretrainedEncoder(nn.Module):
         config: Name or folder, what is trained, which layer is read; see `sermll.config.Pretrained`.
 
     Raises:
-        ConfigError: no such folder or model, not cached and no network, a family that is not supported or cannot
-            be compiled, or a layer index the model does not have.
+        ConfigError: no such folder or model, not cached and no network, a family that is not supported, or a
+            layer index the model does not have.
         CheckpointError: the weights are missing, damaged or incomplete, or hold more than tensors.
     """
 
@@ -84,8 +84,6 @@ class PretrainedEncoder(nn.Module):
         self.backbone, self.fingerprint = _load(config.name)
         self.dim = self.backbone.dim
         self.backbone.checkpointing = config.gradient_checkpointing
-        if config.compile:
-            self.backbone.compile_layers()
 
         count = len(self.backbone.layers)
         self.layer_weights: nn.Parameter | None = None
@@ -229,15 +227,16 @@ class _Backbone(nn.Module):
         self.layers = self.layers[:index]
         self.final_norm = nn.Identity()
 
-    def compile_layers(self) -> None:
-        """Make programs of the layers when they are first run."""
-        raise ConfigError("model.encoder.compile has no effect: of the encoders, only WavLM's layers are compiled")
-
     def run(self, function: Any, *inputs: Any, **options: Any) -> Any:  # a layer of any family
         """Call a layer, by recomputing it in the backward pass if checkpointing is on."""
+
+        def call() -> Any:
+            with attention_kernels():
+                return function(*inputs, **options)
+
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False, **options)
-        return function(*inputs, **options)
+            return checkpoint(call, use_reentrant=False)
+        return call()
 
 
 class _WaveBackbone(_Backbone):
@@ -260,16 +259,10 @@ class _WaveBackbone(_Backbone):
         self.layers = encoder.layers
         self.final_norm = encoder.layer_norm if stable else nn.Identity()
         if self.family == "wavlm":
-            self.shape, self.layer = WavLMShape.of(encoder.layers[0]), wavlm_layer
+            self.shape = WavLMShape.of(encoder.layers[0])
 
     def front_end_modules(self) -> list[nn.Module]:
         return [self.convolutions]
-
-    def compile_layers(self) -> None:
-        if self.family != "wavlm":
-            super().compile_layers()
-        # One program for all layers and lengths; in each precision one to train and one to evaluate.
-        self.layer = torch.compile(wavlm_layer, dynamic=True)
 
     def front_end(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         shortest = 1
@@ -335,8 +328,8 @@ class _WaveBackbone(_Backbone):
         for start in range(0, len(self.layers), CONVERTED_LAYERS):
             group = self.layers[start : start + CONVERTED_LAYERS]
             for index, weights in enumerate(converted(group, dtype), start):
-                with plain(hidden.device), kernels_that_train_a_bias(bias):
-                    hidden = self.run(self.layer, self.shape, self.training, weights, hidden, padding, bias)
+                with plain(hidden.device):
+                    hidden = self.run(wavlm_layer, self.shape, self.training, weights, hidden, padding, bias)
                 output = hidden[:, :frames]
                 yield self.final_norm(output) if index == len(self.layers) - 1 else output
 

@@ -12,19 +12,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import sermll.pretrained as pretrained_module
 from sermll.config import Pretrained
 from sermll.errors import CheckpointError, ConfigError, DataError
 from sermll.layers import positional_convolution, windows
+from sermll.pooling import FrameLevelAttention
 from sermll.pretrained import PretrainedEncoder, masked_group_norm, standardize, weights_hash
 
 transformers = pytest.importorskip("transformers")
@@ -359,36 +358,25 @@ def test_wavlm_under_bf16_is_as_close_as_transformers_own(folders: dict[str, str
     assert (ours - exact).square().mean().sqrt() <= 1.5 * (theirs - exact).square().mean().sqrt()
 
 
-@pytest.mark.parametrize("kind", ["wavlm-group", "wavlm-layer"])
-def test_compiled_layers_are_one_program_and_change_nothing(
-    folders: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
+@every_model
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_attention_is_never_cudnns(
+    folders: dict[str, str], kind: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32 to 1e-5 of the largest, at any length; traced as on a GPU, and then run by torch's own kernels."""
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    plain, compiled = (encoder(folders[kind], compile=compile).eval() for compile in (False, True))
-    # Sizes that are equal by chance, as that of a batch and the number of heads, are taken to be the same size.
-    made = []
-    for lengths in ((6000, 6000, 6000), LENGTHS, (9001, 900)):
-        waves = utterances(lengths)
-        wanted, found = (model(*batch(waves))[0] for model in (plain, compiled))
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.detach().abs().max()))
-        for frames in (wanted, found):
-            frames.pow(3).sum().backward()
-        made.append(counter.frame_count)
-    for (name, one), two in zip(plain.named_parameters(), compiled.parameters(), strict=True):
-        if one.grad is None or "k_proj.bias" in name:
-            continue
-        assert two.grad is not None
-        torch.testing.assert_close(two.grad, one.grad, rtol=0, atol=1e-4 * float(one.grad.abs().max()), msg=name)
-    assert made[0] > 0 and len(set(made)) == 1
+    """Nor when a layer is recomputed in the backward pass: it may be asked for again then, outside of all contexts."""
+    allowed: list[bool] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
 
+    def told(*arguments: Any, **options: Any) -> torch.Tensor:
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*arguments, **options)
 
-@pytest.mark.parametrize("kind", ["hubert-layer", "whisper"])
-def test_what_cannot_be_compiled_says_so(folders: dict[str, str], kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.encoder\.compile has no effect"):
-        encoder(folders[kind], compile=True)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", told)
+    assert torch.backends.cuda.cudnn_sdp_enabled()  # unless it is forbidden
+    frames, mask = encoder(folders[kind], gradient_checkpointing=checkpointing)(*batch(utterances()))
+    frames.sum().backward()
+    FrameLevelAttention(16, 2)(frames.detach(), mask)
+    assert allowed == [False] * (1 + LAYERS * (1 + checkpointing))
 
 
 def test_positional_convolution_equals_torchs() -> None:

@@ -272,7 +272,7 @@ def test_settings_are_told_in_words(tmp_path: Path) -> None:
         write_run(tmp_path / "demo-0123456789ab", overrides={"losses.supcon": None, "model.pool.kind": "max"})
     )
     assert report._summary(run.settings) == {
-        "encoder": "microsoft/wavlm-large (tune transformer, layer last, gradient_checkpointing no, compile no)",
+        "encoder": "microsoft/wavlm-large (tune transformer, layer last, gradient_checkpointing no)",
         "pooling": "max",
         "losses": "KL (weight auto); focal (weight auto, gamma 2.0); center (weight 0.002)",
         "mixup": "energy-adaptive (probability 0.5, snr_db -5.0 to 10.0)",
