@@ -1,7 +1,6 @@
 """A worker of a lane: it trains the folds that the board hands out, see `sermll.schedule`."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,10 @@ import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
-from sermll.errors import SermllError, StorageError
+from sermll.errors import SermllError
 from sermll.feed import stream
-from sermll.job import FoldJob
 from sermll.loop import agreed, train_fold
-from sermll.storage import machine, names, origin
-
-POLL_S = 0.5
-SHARED_S = 10.0
-"""How long a worker looks for what the driver has made on storage that they share."""
+from sermll.storage import reach
 
 
 def work_lane(board: Any, lane: int) -> None:
@@ -46,7 +40,7 @@ def work_lane(board: Any, lane: int) -> None:
         error, faults = None, []
         try:
             with agreed(device):
-                _reach(job)
+                reach(Path(job.folder), job.lock.name)
             faults = train_fold(job, data, stream, device, rank, workers, leave=told_to_go)
         except SermllError as failure:
             error = str(failure)
@@ -55,16 +49,3 @@ def work_lane(board: Any, lane: int) -> None:
             ray.get(board.leave.remote(lane) if left else board.end.remote(lane, error, faults))
         if left:
             return  # this lane ends; another is opened, on machines that stay
-
-
-def _reach(job: FoldJob) -> None:
-    """Look whether this worker's machine has the folder that the driver has made, and not one of its own."""
-    folder = Path(job.folder)
-    deadline = time.monotonic() + SHARED_S
-    while not origin(folder) and job.lock.name not in names(folder):
-        if time.monotonic() > deadline:
-            raise StorageError(
-                f"{folder}: {machine()} does not see it, or only a folder of its own; runs belong on storage that all "
-                "machines share: set tracking.runs, or `sermll submit --root`, to a shared folder or to s3://bucket/name"
-            )
-        time.sleep(POLL_S)

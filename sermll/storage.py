@@ -29,6 +29,8 @@ CACHE = "SERMLL_CACHE"
 SCHEMES = ("s3", "gs")
 PATIENCE_S = 180.0
 """How long storage that does not answer is asked again."""
+SHARED_S, LOOK_S = 10.0, 0.5
+"""How long, and how often, a machine looks for what another has made on storage that they share."""
 PASSING = ("network_connection", "slow_down", "service_unavailable", "internal_failure", "timeout", "timed out", "curl")
 """What the messages of faults have in them that may pass; others, such as a denied access, are told at once."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -99,6 +101,26 @@ def unsent(folder: Path) -> Path:
 def machine() -> str:
     """What this machine is called where a fault of its own is told."""
     return os.uname().nodename
+
+
+def reach(folder: Path, mark: str = "") -> None:
+    """Look whether this machine has the folder that another has made, and not one of its own.
+
+    Args:
+        folder: of storage that machines share. A copy of what is stored elsewhere needs no look.
+        mark: a file that the other has put there; by default the folder alone is looked for.
+
+    Raises:
+        StorageError: it has not, `SHARED_S` after the first look.
+    """
+    deadline = time.monotonic() + SHARED_S
+    while not origin(folder) and not (mark in names(folder) if mark else folder.is_dir()):
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{folder}: {machine()} does not see it, or only a folder of its own; runs belong on storage that all "
+                "machines share: set tracking.runs, or `sermll submit --root`, to a shared folder or to s3://bucket/name"
+            )
+        time.sleep(LOOK_S)
 
 
 def _copies() -> Path:

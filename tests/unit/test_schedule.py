@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from sermll import lane
+from sermll import storage
 from sermll.board import Board
 from sermll.errors import StorageError, TrainingError
 from sermll.job import FoldJob
-from sermll.lane import _reach
 from sermll.schedule import _hold, _missing, _scratch, _slow
+from sermll.storage import reach
 
 
 def board(folds: int, retries: int = 1) -> Board:
@@ -94,20 +94,23 @@ def test_a_fold_is_trained_by_one_command_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_machine_with_a_folder_of_its_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "SHARED_S", 0.0)
+    monkeypatch.setattr(storage, "SHARED_S", 0.0)
     job = FoldJob("x/fold-0", "fold 0", {}, 0, str(tmp_path / "fold-0"))
     name = os.uname().nodename
     for there in (False, True):
         if there:
             job.checkpoints.mkdir(parents=True)  # of an earlier fold that was trained into the void
         with pytest.raises(StorageError, match=rf"fold-0: {name} does not see it, or only a folder of its own"):
-            _reach(job)
+            reach(Path(job.folder), job.lock.name)
     assert f"{name} does not see the result" in str(_missing(job))
     with ExitStack() as held:
         _hold(job, held)
-        _reach(job)
+        reach(Path(job.folder), job.lock.name)
     (tmp_path / "fold-0" / "result.json").touch()
     assert _missing(job) is None
+    reach(Path(job.folder))  # as a trial looks for it, whose folder nobody locks
+    with pytest.raises(StorageError, match=rf"trial-1: {name} does not see it"):
+        reach(tmp_path / "trial-1")
 
 
 def test_commands_have_folders_of_their_own_for_ray_and_those_of_killed_ones_go(tmp_path: Path) -> None:
