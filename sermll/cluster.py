@@ -132,6 +132,14 @@ def summoned(resources: Resources, say: Callable[[str], None]) -> Iterator[None]
         request_resources(bundles=[])  # machines that nobody needs may go
 
 
+def spilled_bytes() -> int:
+    """Bytes of objects that the nodes of the connected cluster have written to disk, ever, since memory was full."""
+    from ray._private.internal_api import get_memory_info_reply  # what `ray memory` asks; there is no public call
+    from ray._private.state import state
+
+    return get_memory_info_reply(state, timeout_seconds=POLL_S).store_stats.spilled_bytes_total
+
+
 def here() -> dict[str, str]:
     """A Ray label selector: the node of whoever asks, whose end is the end of what it has begun."""
     import ray

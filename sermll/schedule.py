@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sermll.board import Board
-from sermll.cluster import here, room, share, summoned
+from sermll.cluster import here, room, share, spilled_bytes, summoned
 from sermll.config import Resources
 from sermll.errors import ConfigError, TrainingError
 from sermll.feed import FoldData
@@ -31,7 +31,7 @@ from sermll.storage import address, locked, machine, names, origin, remove
 
 POLL_S = 0.5
 LOOK_AGAIN_S = 10.0
-"""How often the cluster is asked whether it has grown."""
+"""How often the cluster is asked whether it has grown, and whether its memory is full."""
 RESIZE_S = 30.0
 """How long a lane works at least before it takes more workers: the epoch in hand is begun again."""
 SPARE_FILES = 1000
@@ -164,6 +164,7 @@ def _train_group(
     """Train folds that need the same resources."""
     import ray
 
+    spilled = _spilled()
     shared: dict[int, Any] = {}
     for _, data in work:
         if id(data) not in shared:  # variants and seeds of a fold have the same utterances
@@ -192,6 +193,16 @@ def _train_group(
             for line in filter(None, (_slow(history[:end]) for end in range(epochs[number] + 1, len(history) + 1))):
                 progress.say(f"{jobs[number].title}: {line}")
             epochs[number] = len(history)
+
+    def look_for_spilling() -> None:
+        nonlocal spilled
+        now = _spilled()
+        if now is not None and spilled is not None and now > spilled:
+            progress.say(
+                f"the cluster's object stores were full: {(now - spilled) / 1e6:.0f} MB were written to disk, to be "
+                "read again when needed; nothing is lost, but it takes time (`ray start --object-store-memory`)"
+            )
+        spilled = now if now is not None else spilled
 
     def open_lanes(wanted: int) -> None:
         nonlocal opened
@@ -225,9 +236,11 @@ def _train_group(
                     raise TrainingError(f"workers cannot be started: {fault[0]}")
             if time.monotonic() - looked_at > LOOK_AGAIN_S:
                 looked_at, at_once = time.monotonic(), _grown(resources, at_once)
+                look_for_spilling()
             open_lanes(waiting + len(held))
             if ended < len(jobs):
                 time.sleep(POLL_S)
+        look_for_spilling()
         deadline = time.monotonic() + FAREWELL_S
         for lane in lanes.values():
             lane.thread.join(max(0.0, deadline - time.monotonic()))
@@ -252,6 +265,14 @@ def _grown(resources: Resources, at_once: int) -> int:
         return max(at_once, room(resources)[1])
     except ConfigError:
         return at_once
+
+
+def _spilled() -> int | None:
+    """As `spilled_bytes`; None where the cluster does not tell, which is no reason to stop."""
+    try:
+        return spilled_bytes()
+    except Exception:  # a node that has just vanished was asked, or Ray has changed
+        return None
 
 
 def _news(job: FoldJob, history: list[dict[str, Any]]) -> str:

@@ -184,6 +184,7 @@ def test_an_object_store_that_is_full_spills(start: Start, tiny_data: Path, tmp_
             assert others.stdout.readline() == "8\n"
             command = start(small)
             command.end()
+            assert "the cluster's object stores were full" in command.said
             spilled = [path for path in small.folder.glob("session_*/ray_spilled_objects*/*") if path.is_file()]
             others.kill()
     assert spilled
