@@ -1,10 +1,11 @@
 """Layers of pre-trained encoders in fewer and larger steps than their library takes, to the same result.
 
-On a GPU each step is a kernel that Python has to launch. WavLM-Large by transformers takes over three thousand for one
-batch of training, most of them to convert between precisions, and many GPUs wait for Python; here half as many.
+On a GPU each step is a kernel that Python has to launch, often for longer than it runs. transformers' WavLM-Large
+takes over four thousand for one batch of training, a good part of them to convert between precisions; here little more
+than half as many are taken.
 
 Outside autocast everything is computed in the precision of what is given. Under bf16 autocast it is computed in bf16,
-with weights converted a layer at a time; sums within matrix products and norms are float32's, as everywhere.
+with weights converted some layers at a time; sums within matrix products and norms are float32's, as everywhere.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class _Converted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:  # torch's context
+        ctx.set_materialize_grads(False)
         ctx.dtypes = [tensor.dtype for tensor in tensors]
         return _copies(tensors, [dtype] * len(tensors))
 
