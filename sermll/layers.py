@@ -10,9 +10,10 @@ with weights converted some layers at a time; sums within matrix products and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -41,41 +42,63 @@ def attention_kernels() -> AbstractContextManager[Any]:
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
-def converted(modules: Iterable[nn.Module], dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    """Each module's parameters by name, in another precision; all in one step, and their gradients in another."""
-    named = [dict(module.named_parameters()) for module in modules]
-    given = [parameter for names in named for parameter in names.values()]
-    if all(parameter.dtype == dtype for parameter in given):
-        return cast(list[dict[str, Tensor]], named)
-    copies = iter(_Converted.apply(dtype, *given))
-    return [dict(zip(names, copies, strict=False)) for names in named]
+def converted(
+    modules: Iterable[nn.Module], dtype: torch.dtype, joined: Mapping[str, tuple[str, ...]] | None = None
+) -> list[dict[str, Tensor]]:
+    """Each module's parameters by name, in another precision; all in one step, and their gradients in another.
+
+    Args:
+        modules: whose parameters.
+        dtype: their precision afterwards.
+        joined: parameters that are wanted as one tensor, one below the other, by its name.
+    """
+    names: list[list[str]] = []
+    parts: list[list[Tensor]] = []
+    for module in modules:
+        named: dict[str, Tensor] = dict(module.named_parameters())
+        grouped = {name: [named.pop(part) for part in of] for name, of in (joined or {}).items()}
+        grouped |= {name: [parameter] for name, parameter in named.items()}
+        names.append(list(grouped))
+        parts += grouped.values()
+    tensors = iter(
+        [it[0] if len(it) == 1 else torch.cat(it) for it in parts]
+        if all(it.dtype == dtype for group in parts for it in group)
+        else _Converted.apply(dtype, [len(group) for group in parts], *(it for group in parts for it in group))
+    )
+    return [dict(zip(those, tensors, strict=False)) for those in names]
 
 
 class _Converted(torch.autograd.Function):
-    """Tensors in another precision."""
+    """Tensors in another precision, as many below each other as `sizes` says, one after the other."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:  # torch's context
+    def forward(ctx: Any, dtype: torch.dtype, sizes: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:  # torch's
         ctx.set_materialize_grads(False)
-        ctx.dtypes = [tensor.dtype for tensor in tensors]
-        return _copies(tensors, [dtype] * len(tensors))
+        ctx.sizes, ctx.like = sizes, [(tensor.shape, tensor.dtype) for tensor in tensors]
+        wholes, places, rest = [], [], iter(tensors)
+        for size in sizes:
+            group = list(islice(rest, size))
+            rows = [len(tensor) for tensor in group]
+            whole = torch.empty((sum(rows), *group[0].shape[1:]), dtype=dtype, device=group[0].device)
+            wholes.append(whole)
+            places += whole.split(rows) if size > 1 else [whole]
+        torch._foreach_copy_(places, list(tensors))  # pyright: ignore[reportPrivateImportUsage]
+        return tuple(wholes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        there = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        found: list[Tensor | None] = [None] * len(gradients)
-        given = [cast(Tensor, gradients[index]) for index in there]
-        for index, copy in zip(there, _copies(given, [ctx.dtypes[index] for index in there]), strict=True):
-            found[index] = copy
-        return None, *found
-
-
-def _copies(tensors: Iterable[Tensor], dtypes: list[torch.dtype]) -> tuple[Tensor, ...]:
-    tensors = list(tensors)
-    copies = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
-    torch._foreach_copy_(copies, tensors)  # pyright: ignore[reportPrivateImportUsage]
-    return tuple(copies)
+        like, found, given, copies = iter(ctx.like), [], [], []
+        for size, gradient in zip(ctx.sizes, gradients, strict=True):
+            group = list(islice(like, size))
+            if gradient is None:
+                found += [None] * size
+                continue
+            given += gradient.split([shape[0] for shape, _ in group]) if size > 1 else [gradient]
+            copies += [torch.empty(shape, dtype=dtype, device=gradient.device) for shape, dtype in group]
+            found += copies[-size:]
+        torch._foreach_copy_(copies, given)  # pyright: ignore[reportPrivateImportUsage]
+        return None, None, *found
 
 
 # --- convolutions
@@ -183,6 +206,10 @@ class WavLMShape:
         )
 
 
+QKV = {f"attention.qkv.{name}": tuple(f"attention.{part}_proj.{name}" for part in "qkv") for name in ("weight", "bias")}
+"""Parameters of a layer that `wavlm_layer` wants joined."""
+
+
 def wavlm_layer(
     shape: WavLMShape, training: bool, weights: dict[str, Tensor], hidden: Tensor, padding: Tensor, bias: Tensor
 ) -> Tensor:
@@ -191,14 +218,15 @@ def wavlm_layer(
     Args:
         shape: of the layer.
         training: whether values are dropped.
-        weights: the layer's parameters, by transformers' names, all of one precision, as what follows.
-        hidden: [batch, frames, dim].
+        weights: the layer's parameters, by transformers' names but for `QKV`, all of one precision, as what follows.
+        hidden: [batch * frames, dim].
         padding: [batch, 1, 1, frames], 0 at valid frames and -inf at others.
         bias: [1, heads, frames, frames] by position, the scores of a frame side by side.
 
     Returns:
-        [batch, frames, dim].
+        [batch * frames, dim].
     """
+    batch, frames, heads = len(padding), padding.shape[-1], shape.heads
 
     def dropped(values: Tensor, share: float) -> Tensor:
         return F.dropout(values, share, training) if training and share else values
@@ -209,15 +237,23 @@ def wavlm_layer(
     def norm(name: str, values: Tensor) -> Tensor:
         return F.layer_norm(values, values.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], shape.eps)
 
+    def gated_bias(values: Tensor) -> Tensor:
+        # transformers' own repeats the bias for every utterance and gates it in float32. Under bf16 the product is
+        # rounded to 8 bits here before, not after, the sum, which moves frames by less than bf16 itself does.
+        gates = linear("attention.gru_rel_pos_linear", values.view(batch * frames * heads, -1))
+        gates = gates.view(batch, frames, heads, 2, 4).sum(dim=-1).sigmoid()
+        first, second = gates.transpose(1, 2).split(1, dim=-1)
+        return padding + bias * (first * (second * weights["attention.gru_rel_pos_const"] - 1.0) + 2.0)
+
     def attend(values: Tensor) -> Tensor:
-        scores = _gated_bias(shape.heads, linear, weights, values, padding, bias)
-        together = (torch.cat([weights[f"attention.{part}_proj.{of}"] for part in "qkv"]) for of in ("weight", "bias"))
-        parts = F.linear(values, *together).unflatten(-1, (3, shape.heads, -1)).unbind(2)
-        query, key, value = (part.transpose(1, 2) for part in parts)
+        parts = linear("attention.qkv", values).view(batch, frames, 3, heads, -1).unbind(2)
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=scores, dropout_p=shape.attention_dropout if training else 0.0
+            *(part.transpose(1, 2) for part in parts),
+            attn_mask=gated_bias(values),
+            dropout_p=shape.attention_dropout if training else 0.0,
         )
-        return dropped(linear("attention.out_proj", attended.transpose(1, 2).flatten(2)), shape.dropout)
+        attended = attended.transpose(1, 2).reshape(values.shape)
+        return dropped(linear("attention.out_proj", attended), shape.dropout)
 
     def feed_forward(values: Tensor) -> Tensor:
         inner = shape.activation(linear("feed_forward.intermediate_dense", values))
@@ -228,22 +264,3 @@ def wavlm_layer(
         return hidden + feed_forward(norm("final_layer_norm", hidden))
     hidden = norm("layer_norm", hidden + attend(hidden))
     return norm("final_layer_norm", hidden + feed_forward(hidden))
-
-
-def _gated_bias(
-    heads: int,
-    linear: Callable[[str, Tensor], Tensor],
-    weights: dict[str, Tensor],
-    hidden: Tensor,
-    padding: Tensor,
-    bias: Tensor,
-) -> Tensor:
-    """[batch, heads, frames, frames]: what is added to the scores of attention.
-
-    transformers' own repeats the bias for every utterance and gates it in float32. Under bf16 the gate's product is
-    rounded to 8 bits here before, not after, it is added, which moves frames by less than bf16 itself does.
-    """
-    gates = linear("attention.gru_rel_pos_linear", hidden.unflatten(-1, (heads, -1))).unflatten(-1, (2, 4))
-    first, second = gates.sum(dim=-1).sigmoid().transpose(1, 2).chunk(2, dim=-1)
-    gate = first * (second * weights["attention.gru_rel_pos_const"] - 1.0) + 2.0
-    return padding + bias * gate

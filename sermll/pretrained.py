@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sermll.errors import CheckpointError, ConfigError, DataError
 from sermll.layers import (
+    QKV,
     WavLMShape,
     attention_kernels,
     converted,
@@ -319,7 +320,7 @@ class _WaveBackbone(_Backbone):
             return
         dtype, frames = precision(hidden), hidden.shape[1]
         missing = -frames % ALIGNED_FRAMES
-        hidden = F.pad(hidden.to(dtype), (0, 0, 0, missing))
+        hidden = F.pad(hidden.to(dtype), (0, 0, 0, missing)).flatten(0, 1)
         heard = F.pad(heard, (0, missing))
         padding = torch.zeros_like(heard, dtype=dtype).masked_fill(~heard, -torch.inf)
         # Made by the first layer and gated by each.
@@ -327,10 +328,10 @@ class _WaveBackbone(_Backbone):
         bias = attention.compute_bias(frames + missing, frames + missing)[None].to(dtype).contiguous()
         for start in range(0, len(self.layers), CONVERTED_LAYERS):
             group = self.layers[start : start + CONVERTED_LAYERS]
-            for index, weights in enumerate(converted(group, dtype), start):
+            for index, weights in enumerate(converted(group, dtype, QKV), start):
                 with plain(hidden.device):
                     hidden = self.run(wavlm_layer, self.shape, self.training, weights, hidden, padding, bias)
-                output = hidden[:, :frames]
+                output = hidden.unflatten(0, (len(heard), -1))[:, :frames]
                 yield self.final_norm(output) if index == len(self.layers) - 1 else output
 
     def _position(self, hidden: Tensor, mask: Tensor) -> Tensor:

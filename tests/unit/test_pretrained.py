@@ -22,7 +22,7 @@ import torch
 import sermll.pretrained as pretrained_module
 from sermll.config import Pretrained
 from sermll.errors import CheckpointError, ConfigError, DataError
-from sermll.layers import positional_convolution, windows
+from sermll.layers import converted, positional_convolution, windows
 from sermll.pooling import FrameLevelAttention
 from sermll.pretrained import PretrainedEncoder, masked_group_norm, standardize, weights_hash
 
@@ -377,6 +377,36 @@ def test_attention_is_never_cudnns(
     frames.sum().backward()
     FrameLevelAttention(16, 2)(frames.detach(), mask)
     assert allowed == [False] * (1 + LAYERS * (1 + checkpointing))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_converted_parameters_and_their_gradients_are_torchs(dtype: torch.dtype) -> None:
+    """As by `to` and `cat`, bit for bit; a parameter that nothing uses gets no gradient."""
+    torch.manual_seed(0)
+    modules = [torch.nn.ModuleDict({name: torch.nn.Linear(4, rows) for name, rows in SIZES.items()}) for _ in "ab"]
+    found = converted(modules, dtype, {"both.weight": ("one.weight", "two.weight")})
+    wanted = []
+    for module in modules:
+        named = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
+        both = torch.cat([named.pop("one.weight"), named.pop("two.weight")])
+        wanted.append({"both.weight": both, **named})
+    assert [list(of) for of in found] == [list(of) for of in wanted]
+    used = [name for name in wanted[0] if name != "unused.weight"]
+    gradients = []
+    for each in (found, wanted):
+        for module in modules:
+            module.zero_grad()
+        torch.stack([((1 + part[name].float()) ** 3).sum() for part in each for name in used]).sum().backward()
+        gradients.append([parameter.grad for module in modules for parameter in module.parameters()])
+    for one, other in zip(found, wanted, strict=True):
+        assert all(torch.equal(one[name], other[name]) and one[name].dtype == dtype for name in other)
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or other is None or (one.dtype == torch.float32 and torch.equal(one, other))
+    assert sum(one is None for one in gradients[0]) == 2
+
+
+SIZES = {"one": 3, "unused": 2, "two": 5}
 
 
 def test_positional_convolution_equals_torchs() -> None:
