@@ -4,6 +4,7 @@ Each training process streams its own dataset, whose source is a list of (epoch,
 Data turns into padded batches, in order, ahead of the training step, and through the end of one epoch into the next.
 """
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -190,8 +191,9 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
 def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: int = 1) -> Generator[Batch, None, None]:
     """Batches of every epoch from `first_epoch` on: train, then dev, then test, in the plans' order.
 
-    Runs as one Ray Data execution in the calling process's cluster. The first batches are made here, until the first
-    of Ray Data's are there: it takes seconds to start, and a batch takes milliseconds, whoever makes it.
+    Runs as one Ray Data execution in the calling process's cluster. The first batches are made here, until Ray Data is
+    ahead: it takes seconds to start, and a batch takes milliseconds, whoever makes it. Nobody waits for it to catch up
+    with one who takes batches faster than it makes them.
     """
     blocks = {split: _blocks(feed.plan(split, first_epoch), workers) for split in SPLITS}
     jobs = [
@@ -214,17 +216,25 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     # Names are most of a fold's bytes, and batches have none: every stream would put them into the object store again.
     feed = replace(feed, of=replace(feed.of, names=feed.of.names.schema.empty_table()))
     tables = _Rest.while_waiting(_tables(jobs[1:], make))
-    made = 0
-    starting = ThreadPoolExecutor(1)
-    first = starting.submit(next, tables)
-    starting.shutdown(wait=False)  # its one thread ends when the first table is there, wanted or not
-    while made == 0 or (made < len(jobs) and not first.done()):
-        yield from make(jobs[made])
-        made += 1
+    made, over = 0, threading.Event()
+
+    def catch_up() -> tuple[int, pa.Table]:
+        """Let go of tables whose batches are made by now; the next one, and the job it is of."""
+        return next((job, table) for job, table in enumerate(tables, 1) if job >= made or over.is_set())
+
+    helper = ThreadPoolExecutor(1)
+    caught_up = helper.submit(catch_up)
+    helper.shutdown(wait=False)
+    try:
+        while made == 0 or (made < len(jobs) and not caught_up.done()):
+            yield from make(jobs[made])
+            made += 1
+    finally:
+        over.set()
     if made == len(jobs):
         return
-    # Ray Data has made some of these again, if it took long.
-    for table in islice(chain([first.result()], tables), made - 1, None):
+    job, first = caught_up.result()
+    for table in islice(chain([first], tables), made - job, None):  # one job may have been made meanwhile
         for row in range(len(table)):
             yield _from_table(table, row, len(feed.of.classes))
 
@@ -343,9 +353,12 @@ _BATCH_SCHEMA = pa.schema(
 
 
 def _from_table(table: pa.Table, row: int, num_classes: int) -> Batch:
-    cells = {name: table[name][row] for name in table.column_names}
+    cells = {name: table[name][row] for name in _BATCH_SCHEMA.names}
     rows = np.array(cells["rows"].as_py(), np.int64)
-    waveform = np.frombuffer(cells["waveform"].as_buffer(), np.float32)
+    (of_row,) = (chunk for chunk in table["waveform"].slice(row, 1).chunks if len(chunk))  # an element would be a copy
+    _, ends, values = of_row.buffers()
+    start, end = np.frombuffer(ends, np.int64)[of_row.offset :][:2].tolist()
+    waveform = np.frombuffer(values.slice(start, end - start), np.float32)
     return Batch(
         epoch=cells["epoch"].as_py(),
         split=cells["split"].as_py(),

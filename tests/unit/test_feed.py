@@ -1,15 +1,18 @@
 """Batches: equal to mixing by hand from the source files, whoever makes them."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 
 from sermll import feed as feed_module
-from sermll.feed import Feed, FoldData, make_batch
+from sermll.feed import SPLITS, Batch, Feed, FoldData, make_batch, stream
 from sermll.labels import apply_labels, label_space
 from sermll.shards import Prepared
 
@@ -164,3 +167,50 @@ def test_batches_come_out_of_a_table_as_they_went_in(settings: Settings, prepare
         for name, value in vars(batch).items():
             np.testing.assert_array_equal(getattr(found, name), value)
             assert not isinstance(value, np.ndarray) or getattr(found, name).shape == value.shape
+
+
+@pytest.mark.parametrize(
+    ("table_s", "batch_s"),
+    [(0.0, 0.02), (0.03, 0.0), (0.03, 0.005), (30.0, 0.0)],
+    ids=["fast", "slow", "even", "never"],
+)
+def test_batches_are_the_plans_whoever_is_ahead(
+    settings: Settings, prepared: Prepared, monkeypatch: pytest.MonkeyPatch, table_s: float, batch_s: float
+) -> None:
+    """Each once and in order, by Ray Data's workers, here played by a thread, as soon as they are ahead."""
+    received, ended = [], threading.Event()
+    from_table = feed_module._from_table
+
+    def tables(jobs: list[dict[str, Any]], make: Callable[..., Any]) -> Generator[pa.Table, None, None]:
+        for job in jobs:
+            if ended.wait(table_s):
+                return
+            yield feed_module._to_table(make(job))
+
+    def receive(table: pa.Table, row: int, num_classes: int) -> Batch:
+        received.append((table, row))
+        return from_table(table, row, num_classes)
+
+    monkeypatch.setattr(feed_module, "BLOCK_BYTES", 200_000)  # some batches a table
+    monkeypatch.setattr(feed_module, "_tables", tables)
+    monkeypatch.setattr(feed_module, "_from_table", receive)
+    feed = feed_of(settings("optim.batch_size=4"), prepared)
+    wanted = [
+        make_batch(feed, split, epoch, index)
+        for epoch in range(3)
+        for split in SPLITS
+        for index in range(feed.plan(split, epoch).num_batches)
+    ]
+    found = []
+    for batch in stream(feed, 0, 3):
+        found.append(batch)
+        time.sleep(batch_s)
+    ended.set()
+    assert [(it.epoch, it.split, it.index) for it in found] == [(it.epoch, it.split, it.index) for it in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.waveform, other.waveform)
+        np.testing.assert_array_equal(one.rows, other.rows)
+    if table_s == 0.0:
+        assert len(received) > len(wanted) / 2
+    if table_s > 1:
+        assert not received
