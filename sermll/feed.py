@@ -7,7 +7,7 @@ Data turns into padded batches, in order, ahead of the training step, and throug
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -218,13 +218,15 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
     tables = _Rest.while_waiting(_tables(jobs[1:], make))
     made, over = 0, threading.Event()
 
-    def catch_up() -> tuple[int, pa.Table]:
-        """Let go of tables whose batches are made by now; the next one, and the job it is of."""
-        return next((job, table) for job, table in enumerate(tables, 1) if job >= made or over.is_set())
+    def catch_up() -> None:
+        """Let go of tables whose batches are made by now; tell of the next one, and the job it is of."""
+        try:
+            caught_up.set_result(next(it for it in enumerate(tables, 1) if it[0] >= made or over.is_set()))
+        except BaseException as error:  # told to whoever asks for it
+            caught_up.set_exception(error)
 
-    helper = ThreadPoolExecutor(1)
-    caught_up = helper.submit(catch_up)
-    helper.shutdown(wait=False)
+    caught_up: Future[tuple[int, pa.Table]] = Future()
+    threading.Thread(target=catch_up, daemon=True).start()  # nobody who ends waits for it
     try:
         while made == 0 or (made < len(jobs) and not caught_up.done()):
             yield from make(jobs[made])

@@ -164,7 +164,7 @@ def _train_group(
     """Train folds that need the same resources."""
     import ray
 
-    spilled = _spilled()
+    spilling = _Spilling()
     shared: dict[int, Any] = {}
     for _, data in work:
         if id(data) not in shared:  # variants and seeds of a fold have the same utterances
@@ -193,16 +193,6 @@ def _train_group(
             for line in filter(None, (_slow(history[:end]) for end in range(epochs[number] + 1, len(history) + 1))):
                 progress.say(f"{jobs[number].title}: {line}")
             epochs[number] = len(history)
-
-    def look_for_spilling() -> None:
-        nonlocal spilled
-        now = _spilled()
-        if now is not None and spilled is not None and now > spilled:
-            progress.say(
-                f"the cluster's object stores were full: {(now - spilled) / 1e6:.0f} MB were written to disk, to be "
-                "read again when needed; nothing is lost, but it takes time (`ray start --object-store-memory`)"
-            )
-        spilled = now if now is not None else spilled
 
     def open_lanes(wanted: int) -> None:
         nonlocal opened
@@ -236,11 +226,13 @@ def _train_group(
                     raise TrainingError(f"workers cannot be started: {fault[0]}")
             if time.monotonic() - looked_at > LOOK_AGAIN_S:
                 looked_at, at_once = time.monotonic(), _grown(resources, at_once)
-                look_for_spilling()
+                for line in spilling.news():
+                    progress.say(line)
             open_lanes(waiting + len(held))
             if ended < len(jobs):
                 time.sleep(POLL_S)
-        look_for_spilling()
+        for line in spilling.news():
+            progress.say(line)
         deadline = time.monotonic() + FAREWELL_S
         for lane in lanes.values():
             lane.thread.join(max(0.0, deadline - time.monotonic()))
@@ -267,12 +259,30 @@ def _grown(resources: Resources, at_once: int) -> int:
         return at_once
 
 
-def _spilled() -> int | None:
-    """As `spilled_bytes`; None where the cluster does not tell, which is no reason to stop."""
-    try:
-        return spilled_bytes()
-    except Exception:  # a node that has just vanished was asked, or Ray has changed
-        return None
+class _Spilling:
+    """Tells what the cluster's nodes have written to disk because their object stores were full."""
+
+    def __init__(self) -> None:
+        self._known = self._look()
+
+    def _look(self) -> int | None:
+        try:
+            return spilled_bytes()
+        except Exception:  # a node that has just vanished was asked, or Ray has changed: no reason to stop
+            return None
+
+    def news(self) -> list[str]:
+        """A line if it is more than at the last look, or when this was made."""
+        known, now = self._known, self._look()
+        if now is None:
+            return []
+        self._known = now
+        if known is None or now <= known:
+            return []
+        return [
+            f"the cluster's object stores were full: {(now - known) / 1e6:.0f} MB were written to disk, to be read "
+            "again when needed; nothing is lost, but it takes time (`ray start --object-store-memory`)"
+        ]
 
 
 def _news(job: FoldJob, history: list[dict[str, Any]]) -> str:

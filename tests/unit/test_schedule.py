@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sermll import storage
+from sermll import schedule, storage
 from sermll.board import Board
 from sermll.errors import StorageError, TrainingError
 from sermll.job import FoldJob
@@ -163,3 +163,19 @@ def test_an_epoch_that_took_much_longer_than_usual_is_told() -> None:
     assert _slow(usual + epochs(8.3)) is None  # not twice as long
     assert _slow(epochs(0.1, 0.1, 2.0)) is None  # many times as long, but nobody waits
     assert _slow(usual + epochs(60.0, workers=2)) is None  # others before it had another number of workers
+
+
+def test_what_is_written_to_disk_while_folds_train_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([5_000_000, 5_000_000, None, 72_000_000, 72_000_000])
+
+    def spilled() -> int:
+        answer = next(answers)
+        if answer is None:
+            raise OSError("the node that was asked has vanished")
+        return answer
+
+    monkeypatch.setattr(schedule, "spilled_bytes", spilled)
+    spilling = schedule._Spilling()
+    said = [spilling.news() for _ in range(4)]
+    assert said[0] == said[1] == said[3] == []
+    assert said[2][0].startswith("the cluster's object stores were full: 67 MB were written to disk")
