@@ -187,7 +187,7 @@ def _by_ray_data_alone(feed: Feed) -> Iterator[Batch]:
     def make(job: dict[str, Any]) -> Iterator[Batch]:
         return (make_batch(feed, "train", job["epoch"], index) for index in range(job["first"], job["last"]))
 
-    for table in feeding._Rest.while_waiting(feeding._tables(jobs, make)):
+    for table in feeding._Rest.while_waiting(feeding._tables(jobs, make, lambda: None)):
         for row in range(len(table)):
             yield feeding._from_table(table, row, len(feed.of.classes))
 

@@ -63,6 +63,11 @@ class Board:
         """A lane's fold is trained, or cannot be."""
         self._ended.append((self._held.pop(lane), error, faults))
 
+    def tell(self, lane: int, line: str) -> None:
+        """Something has happened to the fold of a lane that goes on."""
+        if lane in self._held:
+            self._told.append((self._held[lane], line))
+
     def leave(self, lane: int) -> None:
         """A lane has left its machines, which are about to go; whoever takes its fold goes on from there."""
         number = self._held.pop(lane)

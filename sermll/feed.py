@@ -30,6 +30,8 @@ BLOCK_BYTES = 96 * 2**20
 AHEAD_BYTES = 512 * 2**20
 """How much audio Ray Data may hold ready for one training process."""
 DATA_TASKS = 2
+ATTEMPT = "attempt"
+"""Column of Ray Data's tables: how often their batches had to be made before."""
 """How many data tasks work for one training process at once.
 
 They ask for no CPU: on a cluster that has lost nodes, training processes may hold all that are left, and would wait for
@@ -188,12 +190,20 @@ def make_batch(feed: Feed, split: str, epoch: int, index: int, rank: int = 0, wo
     return Batch(epoch, split, index, rows, waveform, lengths, fold.labels[rows], targets)
 
 
-def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: int = 1) -> Generator[Batch, None, None]:
+def stream(
+    feed: Feed,
+    first_epoch: int,
+    epochs: int,
+    rank: int = 0,
+    workers: int = 1,
+    lost: Callable[[], Any] = lambda: None,
+) -> Generator[Batch, None, None]:
     """Batches of every epoch from `first_epoch` on: train, then dev, then test, in the plans' order.
 
     Runs as one Ray Data execution in the calling process's cluster. The first batches are made here, until Ray Data is
     ahead: it takes seconds to start, and a batch takes milliseconds, whoever makes it. Nobody waits for it to catch up
-    with one who takes batches faster than it makes them.
+    with one who takes batches faster than it makes them. `lost` is called where Ray Data had to make batches again,
+    because the process that was at it, or had them, was lost.
     """
     blocks = {split: _blocks(feed.plan(split, first_epoch), workers) for split in SPLITS}
     jobs = [
@@ -215,7 +225,7 @@ def stream(feed: Feed, first_epoch: int, epochs: int, rank: int = 0, workers: in
         return
     # Names are most of a fold's bytes, and batches have none: every stream would put them into the object store again.
     feed = replace(feed, of=replace(feed.of, names=feed.of.names.schema.empty_table()))
-    tables = _Rest.while_waiting(_tables(jobs[1:], make))
+    tables = _Rest.while_waiting(_tables(jobs[1:], make, lost))
     made, over = 0, threading.Event()
 
     def catch_up() -> None:
@@ -250,7 +260,7 @@ def _blocks(plan: Plan, workers: int) -> list[tuple[int, int]]:
 
 
 def _tables(
-    jobs: list[dict[str, Any]], make: Callable[[dict[str, Any]], Iterator[Batch]]
+    jobs: list[dict[str, Any]], make: Callable[[dict[str, Any]], Iterator[Batch]], lost: Callable[[], Any]
 ) -> Generator[pa.Table, None, None]:
     """A table for each job, in their order, made by Ray Data's workers."""
     import ray.data
@@ -264,7 +274,12 @@ def _tables(
         callbacks.append(_Rest)
 
     def make_table(block: pa.Table) -> pa.Table:
-        return _to_table(batch for job in block.to_pylist() for batch in make(job))
+        from ray._private import worker  # there is no public way to ask
+
+        process: Any = worker.global_worker
+        attempt = process.core_worker.get_current_task_attempt_number()
+        table = _to_table(batch for job in block.to_pylist() for batch in make(job))
+        return table.append_column(ATTEMPT, pa.array([attempt] * len(table), pa.int64()))
 
     dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
         make_table,
@@ -275,7 +290,11 @@ def _tables(
         label_selector=here(),
         fallback_strategy=[{"label_selector": {}}],  # a node with notice to go takes no new tasks
     )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    tables: Iterator[Any] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+    for table in tables:
+        if any(table[ATTEMPT].to_pylist()):
+            lost()
+        yield table
 
 
 class _Rest:

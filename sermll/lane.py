@@ -1,6 +1,7 @@
 """A worker of a lane: it trains the folds that the board hands out, see `sermll.schedule`."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ def work_lane(board: Any, lane: int) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of this thread, which is the one that trains
 
+    def lost() -> None:
+        board.tell.remote(lane, "a process or node that made batches was lost; they were made again")
+
     def told_to_go() -> bool:
         return ray.train.get_preemption_info() is not None  # the same to every worker
 
@@ -41,7 +45,7 @@ def work_lane(board: Any, lane: int) -> None:
         try:
             with agreed(device):
                 reach(Path(job.folder), job.lock.name)
-            faults = train_fold(job, data, stream, device, rank, workers, leave=told_to_go)
+            faults = train_fold(job, data, partial(stream, lost=lost), device, rank, workers, leave=told_to_go)
         except SermllError as failure:
             error = str(failure)
         left = broadcast_from_rank_zero(error is None and not job.finished)

@@ -222,6 +222,7 @@ def test_processes_that_are_killed_and_one_that_hangs_for_a_while(
     command.end()
     assert not list(command.runs.glob("tiny-*/.lanes*"))
     assert [line for line in said.splitlines() if line.startswith("fold 0: worker 0 failed: ")], said
+    assert "fold 0: a process or node that made batches was lost; they were made again" in said
     assert said.count("goes on from") == 1 and known >= 6, said  # the data's loss and the pause cost nothing
     assert re.search(r"^fold 0: epoch \d+ took \d+\.\d s where \d\.\d are usual", said, re.MULTILINE), said
     command.equals(calm(tiny_data, tmp_path / "calm", {}))

@@ -181,7 +181,9 @@ def test_batches_are_the_plans_whoever_is_ahead(
     received, ended = [], threading.Event()
     from_table = feed_module._from_table
 
-    def tables(jobs: list[dict[str, Any]], make: Callable[..., Any]) -> Generator[pa.Table, None, None]:
+    def tables(
+        jobs: list[dict[str, Any]], make: Callable[..., Any], lost: Callable[[], Any]
+    ) -> Generator[pa.Table, None, None]:
         for job in jobs:
             if ended.wait(table_s):
                 return

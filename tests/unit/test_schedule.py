@@ -57,6 +57,16 @@ def test_a_loss_is_told_and_a_smaller_lane_goes_on() -> None:
     assert work.state(0, 0).told == [(0, line) for line in lines]
 
 
+def test_what_a_lane_tells_is_its_folds_and_nobodys_once_it_has_none() -> None:
+    work = board(2)
+    assert work.take(0, 1) == 0
+    work.tell(0, "batches were made again")
+    work.end(0, None, [])
+    work.tell(0, "too late")
+    assert work.state(0, 0).told == [(0, "batches were made again")]
+    assert work.state(0, 1).told == []
+
+
 def test_machines_that_said_they_would_go_cost_no_retry() -> None:
     work = board(2, retries=0)
     assert work.take(0, 1) == 0
