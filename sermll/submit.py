@@ -35,7 +35,9 @@ MAX_BYTES = 10_000_000
 """Of all files together, before they are packed."""
 RESULTS = ("manifest.json", "run.json", "campaign.json", "search.json", "bank.json", "pyvenv.cfg", "MLmodel")
 """A folder that holds one of these is data, a result or an environment."""
-SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", "runs", "data", "mlruns", "build", "dist"})
+SKIPPED = frozenset(
+    {"__pycache__", "node_modules", "site-packages", "tests", "runs", "data", "mlruns", "build", "dist"}
+)
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE", re.IGNORECASE)
 """Names of variables that are not sent: whoever sees the cluster's jobs would see their values."""
 POLL_S = 1.0
@@ -273,7 +275,7 @@ def stage(folder: Path, to: Path, needed: Sequence[Path] = ()) -> int:
 
 
 def _code(folder: Path) -> list[Path]:
-    """The text files below a folder that are neither data nor results nor an environment's, nor ignored by git."""
+    """The text files below a folder that are neither tests, data, results nor an environment's, nor ignored by git."""
     found = []
     for place, below, names in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith(".") and name not in SKIPPED)
@@ -294,7 +296,7 @@ def _why_not(folder: Path, name: Path) -> str:
         return "since a name on its way begins with a dot"
     if _ignored(folder, [path]):
         return "since git ignores it"
-    return "since it lies in a folder of data, results or an environment"
+    return "since it lies in a folder of tests, data, results or an environment"
 
 
 def _ignored(folder: Path, files: Sequence[Path]) -> set[Path]:

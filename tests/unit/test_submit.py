@@ -56,7 +56,8 @@ def test_what_git_ignores_stays(tmp_path: Path) -> None:
     ("name", "why"),
     [
         ("private/a.yaml", "git ignores it"),
-        ("data/a.yaml", "it lies in a folder of data, results or an environment"),
+        ("data/a.yaml", "it lies in a folder of tests, data, results or an environment"),
+        ("tests/a.yaml", "it lies in a folder of tests, data, results or an environment"),
         (".hidden/a.yaml", "a name on its way begins with a dot"),
         ("a.experiment", "its name ends in .experiment, not in one of .cfg"),
         ("link.yaml", "it is a link"),
@@ -64,7 +65,14 @@ def test_what_git_ignores_stays(tmp_path: Path) -> None:
 )
 def test_a_file_that_the_command_reads_and_that_would_stay_is_told(name: str, why: str, tmp_path: Path) -> None:
     project = tmp_path / "project"
-    write(project, private__a_dot_yaml="a", data__a_dot_yaml="a", a_dot_experiment="a", a_dot_yaml="a")
+    write(
+        project,
+        private__a_dot_yaml="a",
+        data__a_dot_yaml="a",
+        tests__a_dot_yaml="a",
+        a_dot_experiment="a",
+        a_dot_yaml="a",
+    )
     (project / ".hidden").mkdir()
     (project / ".hidden" / "a.yaml").touch()
     (project / "link.yaml").symlink_to("a.yaml")
