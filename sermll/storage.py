@@ -103,18 +103,18 @@ def machine() -> str:
     return os.uname().nodename
 
 
-def reach(folder: Path, mark: str = "") -> None:
+def reach(folder: Path, mark: str) -> None:
     """Look whether this machine has the folder that another has made, and not one of its own.
 
     Args:
         folder: of storage that machines share. A copy of what is stored elsewhere needs no look.
-        mark: a file that the other has put there; by default the folder alone is looked for.
+        mark: a file that the other has put there.
 
     Raises:
         StorageError: it has not, `SHARED_S` after the first look.
     """
     deadline = time.monotonic() + SHARED_S
-    while not origin(folder) and not (mark in names(folder) if mark else folder.is_dir()):
+    while not origin(folder) and mark not in names(folder):
         if time.monotonic() > deadline:
             raise StorageError(
                 f"{folder}: {machine()} does not see it, or only a folder of its own; runs belong on storage that all "

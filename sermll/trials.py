@@ -19,7 +19,7 @@ from sermll.loop import FoldJob, selection_scores, train_fold
 from sermll.progress import Progress
 from sermll.search_plan import DIRECTIONS, Inner, Search
 from sermll.space import Chooser, suggest
-from sermll.storage import names, origin, reach, remove
+from sermll.storage import names, origin, remove
 from sermll.study import Rules, Study, Taken
 
 POLL_S = 2.0
@@ -139,10 +139,7 @@ class Desk:
         """What a trial trains."""
         self._study.note_fault(number, "")
         frozen = self._study.trials()[number]
-        jobs = self._search.jobs(self._inner, Taken(number, frozen.user_attrs["overrides"]))
-        for job in jobs:
-            Path(job.folder).mkdir(parents=True, exist_ok=True)
-        return jobs
+        return self._search.jobs(self._inner, Taken(number, frozen.user_attrs["overrides"]))
 
     def failed(self, number: int, why: str) -> None:
         """Note why a trial is about to fail; it may be tried again."""
@@ -195,9 +192,8 @@ def _work(config: dict[str, Any], desk: Any, folds: Sequence[FoldData], bank: Ba
                 # What has come to its last step is told of as well, and is not ended: its value is known.
                 return ray.get(desk.report.remote(number, step, value)) and step < len(jobs) * epochs
 
-            reach(Path(job.folder))
             if not job.finished:
-                Path(job.folder).mkdir(parents=True, exist_ok=True)  # of a copy of what is stored elsewhere
+                Path(job.folder).mkdir(parents=True, exist_ok=True)
                 batches, encoder = stream, None
                 if bank is not None:
                     batches, encoder = bank.batches, bank.stand_in(Experiment.model_validate(job.settings))
