@@ -62,7 +62,7 @@ def read_recording(
                 raise AudioError("long", f"lasts {(stop - start) / rate_hz:.0f} s; {LONGEST_S:g} s is the most")
             if start:
                 file.seek(start)
-            frames = file.read(stop - start, dtype="float32", always_2d=True)
+            frames = _read(file, stop - start)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise AudioError("corrupt", f"cannot be decoded: {error}") from None
     if len(frames) < stop - start:
@@ -83,6 +83,13 @@ def read_recording(
     if len(samples) < SHORTEST_S * SAMPLE_RATE_HZ:
         raise AudioError("short", f"lasts {len(samples) / SAMPLE_RATE_HZ:.3f} s once trimmed")
     return Recording(samples, rate_hz, frames.shape[1], encoding)
+
+
+def _read(file: soundfile.SoundFile, count: int) -> np.ndarray:
+    """The next float32 (frames, channels) in [-1, 1) of a file, at most `count`."""
+    if file.subtype == "PCM_16":  # the same numbers in a third of the time that libsndfile takes to make floats
+        return to_float(file.read(count, dtype="int16", always_2d=True))
+    return file.read(count, dtype="float32", always_2d=True)
 
 
 def _missing_bytes(log: str) -> int:

@@ -29,9 +29,9 @@ BLOCK_BYTES = 96 * 2**20
 """How much audio one data task makes: enough that its overhead vanishes, less than Ray Data would cut in two."""
 AHEAD_BYTES = 512 * 2**20
 """How much audio Ray Data may hold ready for one training process."""
-DATA_TASKS = 2
 ATTEMPT = "attempt"
 """Column of Ray Data's tables: how often their batches had to be made before."""
+DATA_TASKS = 2
 """How many data tasks work for one training process at once.
 
 They ask for no CPU: on a cluster that has lost nodes, training processes may hold all that are left, and would wait for

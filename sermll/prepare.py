@@ -30,6 +30,7 @@ from sermll.progress import Progress
 from sermll.rows import Corpus, Problem, Utterance
 from sermll.shards import (
     FORMAT,
+    HASHED,
     TABLE_SCHEMA,
     Prepared,
     content_hash,
@@ -40,6 +41,8 @@ from sermll.shards import (
 )
 from sermll.storage import address, fetch, names, origin, send, unsent
 
+TOLD = ("path", "duration_s", "source_rate_hz", "source_channels", "source_encoding")
+"""Columns that the manifest sums up, beside those of the data hash."""
 UTTERANCES_PER_SHARD = 128
 """Enough for large sequential reads, few enough that a shard of half-minute utterances stays under 130 MB."""
 
@@ -281,7 +284,7 @@ def _write_manifest(
             for name, values in place.items():
                 table = table.append_column(name, pa.array(values, pa.int32()))
             writer.write_table(table.cast(TABLE_SCHEMA))
-            for row in table.to_pylist():
+            for row in table.select([*HASHED, *TOLD]).to_pylist():
                 counts[row["label"]] += 1
                 speakers[row["speaker"]] += 1
                 formats[row["source_rate_hz"], row["source_channels"], row["source_encoding"]].append(row["path"])

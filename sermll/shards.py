@@ -55,6 +55,8 @@ UTTERANCE_FIELDS = [
 ]
 SHARD_SCHEMA = pa.schema([*UTTERANCE_FIELDS, pa.field("audio", pa.large_list(pa.int16()), nullable=False)])
 TABLE_SCHEMA = pa.schema([*UTTERANCE_FIELDS, pa.field("shard", pa.int32()), pa.field("row", pa.int32())])
+HASHED = ("id", "label", "speaker", "session", "text", "fold", "votes", "num_samples", "audio_sha256")
+"""Columns that the data hash is made of, in its order."""
 
 
 def shard_name(index: int) -> str:
@@ -104,8 +106,7 @@ def content_hash(corpus: str, classes: Sequence[str], utterances: Iterable[dict[
     """
     digest = hashlib.sha256(json.dumps([FORMAT, corpus, list(classes)]).encode())
     for row in utterances:
-        names = ("id", "label", "speaker", "session", "text", "fold", "votes", "num_samples", "audio_sha256")
-        digest.update(json.dumps([row[name] for name in names]).encode())
+        digest.update(json.dumps([row[name] for name in HASHED]).encode())
     return digest.hexdigest()
 
 
@@ -203,7 +204,8 @@ class Prepared:
             table = pq.read_table(path / "utterances.parquet", schema=TABLE_SCHEMA)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path}/utterances.parquet: cannot be read ({error}); prepare again") from None
-        rows = (row for batch in table.to_batches(max_chunksize=4096) for row in batch.to_pylist())
+        hashed = table.select(HASHED).to_batches(max_chunksize=4096)
+        rows = (row for batch in hashed for row in batch.to_pylist())
         if content_hash(manifest["corpus"], manifest["classes"], rows) != manifest["data_hash"]:
             raise DataError(f"{path}: utterances.parquet does not give the manifest's data_hash; prepare again")
         named = table.append_column("corpus", pa.array([manifest["corpus"]] * len(table), pa.string()))

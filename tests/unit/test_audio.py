@@ -24,6 +24,15 @@ def test_16_bit_files_at_16_khz_come_back_bit_exact(tmp_path: Path, suffix: str)
     assert (recording.source_rate_hz, recording.source_channels) == (16_000, 1)
 
 
+@pytest.mark.parametrize(("suffix", "subtype"), [("wav", "PCM_16"), ("flac", "PCM_16"), ("wav", "PCM_24")])
+def test_what_is_decoded_is_libsndfiles_floats_to_the_bit(tmp_path: Path, suffix: str, subtype: str) -> None:
+    every = np.random.default_rng(0).permutation(np.arange(-32_768, 32_768).repeat(2)).astype(np.int16).reshape(-1, 2)
+    soundfile.write(tmp_path / f"a.{suffix}", every, 48_000, subtype=subtype)
+    floats, rate_hz = soundfile.read(tmp_path / f"a.{suffix}", dtype="float32")
+    expected = to_int16(resample(floats.mean(axis=1), rate_hz))
+    np.testing.assert_array_equal(read_recording(tmp_path / f"a.{suffix}").samples, expected)
+
+
 def test_stereo_is_averaged(tmp_path: Path) -> None:
     left, right = sine(16_000), sine(16_000, frequency_hz=700)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
