@@ -76,7 +76,8 @@ def bare(settings: Experiment, fold: FoldData) -> list[tuple[float, float]]:
     feed = Feed.for_run("bare", settings, fold)
     loop._seed(settings.seed, 0)
     system = System(settings, len(fold.classes))
-    optimizer = make_optimizer(system, settings.optim)  # the centers have a rate of their own
+    groups = make_optimizer(system, settings.optim).param_groups  # the centers have a rate of their own
+    optimizer = torch.optim.AdamW(groups, fused=True)
     told = []
     for epoch in range(settings.optim.epochs):
         batches = {
@@ -84,7 +85,7 @@ def bare(settings: Experiment, fold: FoldData) -> list[tuple[float, float]]:
             for split in SPLITS
         }
         loop._seed(settings.seed, 0, epoch, 0)
-        set_rates(optimizer, settings.optim, epoch)
+        set_rates(optimizer.param_groups, settings.optim, epoch)
         began, losses = time.perf_counter(), []
         system.train()
         for batch in batches["train"]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax, softmax
 
 from sermll.errors import DataError
 from sermll.metrics import Estimate
@@ -149,6 +148,9 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         DataError: there are no utterances, or these are no probabilities of their labels.
     """
+    from scipy.optimize import minimize_scalar  # half a second to load, which every command would wait for
+    from scipy.special import log_softmax
+
     probabilities, labels = _checked(probabilities, labels)
     told, rows = logits(probabilities), np.arange(len(labels))
 
@@ -156,8 +158,6 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
         return float(-log_softmax(told / np.exp(log_temperature), axis=1)[rows, labels].mean())
 
     # It has no second minimum: it is convex in 1 / temperature.
-    from scipy.optimize import minimize_scalar  # half a second to load, which every command would wait for
-
     found: Any = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x)) if loss(found.x) < loss(0.0) - 1e-12 else 1.0
 
@@ -172,6 +172,8 @@ def apply_temperature(probabilities: ArrayLike, temperature: float) -> Array:
     Returns:
         [..., C], rows sum to 1.
     """
+    from scipy.special import softmax  # as above
+
     return softmax(logits(probabilities) / temperature, axis=-1)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -87,10 +87,18 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: does not fit the model ({str(error).splitlines()[0]})") from None
 
 
+class Stateful(Protocol):
+    """An optimizer, whichever."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and names, nested."""
+        ...
+
+
 def save(
     path: Path,
     modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Stateful,
     notes: Mapping[str, Any],
     others: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> None:

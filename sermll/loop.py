@@ -27,7 +27,7 @@ from sermll.feed import Batch, Feed, FoldData
 from sermll.files import whole, write_json
 from sermll.job import FoldJob
 from sermll.model import System
-from sermll.optimizer import Step, make_optimizer, set_rates
+from sermll.optimizer import Adam, Step, make_optimizer, set_rates
 from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS
 
 RANDOM = "random"
@@ -111,7 +111,7 @@ def train_fold(
             # resumed run continues as if it had not stopped.
             _seed(settings.seed, job.fold, epoch, rank)
             num_batches = feed.plan("train", epoch).num_batches
-            rates = set_rates(optimizer, settings.optim, epoch)
+            rates = set_rates(optimizer.param_groups, settings.optim, epoch)
             row: dict[str, Any] = {
                 "epoch": epoch,
                 "workers": workers,
@@ -198,7 +198,7 @@ def _chosen(job: FoldJob, rank: int, device: torch.device) -> tuple[checkpoint.C
 def _keep(
     job: FoldJob,
     modules: Mapping[str, System],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     history: list[dict[str, Any]],
     tables: Mapping[str, pa.Table],
     wall_s: float,
@@ -221,7 +221,7 @@ def _keep(
 def _keep_begun(
     job: FoldJob,
     modules: Mapping[str, System],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     history: list[dict[str, Any]],
     begun: dict[str, Any],
     states: dict[str, torch.Tensor],

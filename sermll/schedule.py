@@ -309,16 +309,10 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from sermll.group import Together
-
-    class Losses(ray.train.UserCallback):
-        """Tells the board at once, so that another lane may take the fold."""
-
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            foretold = any(_foretold(error) for error in worker_exceptions.values())
-            ray.get(board.lose.remote(lane, _cause(worker_exceptions), counts=not foretold))
+    from sermll.lane_start import Losses, cause, worker_of
 
     trainer = DataParallelTrainer(
-        lambda: _work(board, lane),
+        worker_of(board, lane),
         backend_config=Together("nccl" if gpus >= 1 else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
@@ -330,7 +324,7 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
             name=f"lane-{lane}",
             storage_path=origin(scratch) or str(scratch),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            callbacks=[Losses()],
+            callbacks=[Losses(board, lane)],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -340,28 +334,10 @@ def _open_lane(board: Any, lane: int, resources: Resources, gpus: float, scratch
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            fault.append(_cause(getattr(error, "worker_failures", None) or {0: error}))
+            fault.append(cause(getattr(error, "worker_failures", None) or {0: error}))
         except (Exception, SystemExit) as error:  # the controller or, with a SystemExit, the connection was lost
             fault.append((str(error).strip() or "the connection to the cluster was lost").splitlines()[-1])
 
     thread = threading.Thread(target=wait, daemon=True)  # not waited for when a user interrupts
     thread.start()
     return _Lane(thread, fault)
-
-
-def _foretold(error: Exception) -> bool:
-    """Whether a worker was lost with a node whose end had been announced, which Ray Train does not count either."""
-    return bool(getattr(getattr(error, "health_check_failure", error), "preempted", False))
-
-
-def _cause(failures: dict[int, Exception]) -> str:
-    rank, cause = next(iter(failures.items()))
-    why = str(cause).strip().splitlines()[-1].partition(" Some common causes")[0]  # Ray goes on for a page
-    return f"worker {rank} failed: {why}"
-
-
-def _work(board: Any, lane: int) -> None:
-    """Called by Ray Train in every worker; what training needs is loaded there alone."""
-    from sermll.lane import work_lane
-
-    work_lane(board, lane)

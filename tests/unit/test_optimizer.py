@@ -1,6 +1,8 @@
 """Rates, groups, and a step that a gradient which is not finite does not take."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,14 +26,16 @@ def test_rates_follow_the_papers_schedule(settings: Settings, system: System) ->
     optim = settings("optim.lr=1e-4", "optim.epochs=30").optim
     optimizer = make_optimizer(system, optim)
     for epoch, factor in ((0, 1), (1, 7 / 8), (20, (7 / 8) ** 20), (29, (7 / 8) ** 20)):
-        assert set_rates(optimizer, optim, epoch) == pytest.approx({"lr": 1e-4 * factor, "center_lr": 5e-3 * factor})
+        assert set_rates(optimizer.param_groups, optim, epoch) == pytest.approx(
+            {"lr": 1e-4 * factor, "center_lr": 5e-3 * factor}
+        )
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4 * factor, 5e-3 * factor])
 
 
 def test_without_centers_there_is_one_group_and_one_rate(settings: Settings) -> None:
     experiment = settings("losses.center=null")
     optimizer = make_optimizer(System(experiment, 7), experiment.optim)
-    assert set(set_rates(optimizer, experiment.optim, 0)) == {"lr"}
+    assert set(set_rates(optimizer.param_groups, experiment.optim, 0)) == {"lr"}
 
 
 def test_every_parameter_is_in_one_group(settings: Settings, system: System) -> None:
@@ -46,22 +50,94 @@ def gradients_of(module: nn.Module, seed: int) -> None:
         parameter.grad = torch.empty_like(parameter).normal_(generator=generator).detach()
 
 
-def test_fused_steps_equal_plain_ones(settings: Settings, system: System) -> None:
+@pytest.fixture
+def optim(settings: Settings) -> Any:
+    return settings("optim.lr=1e-2", "optim.weight_decay=0.1").optim
+
+
+def torchs(system: System, optim: Any, fused: bool) -> torch.optim.Optimizer:
+    """An optimizer of torch with the same groups."""
+    groups = [dict(group) for group in make_optimizer(system, optim).param_groups]
+    return torch.optim.AdamW(groups, fused=fused, foreach=False)
+
+
+def test_steps_equal_plain_ones(system: System, optim: Any) -> None:
     """To 1e-6 after three steps, clipped, with weight decay."""
-    optim = settings("optim.lr=1e-2", "optim.weight_decay=0.1").optim
     plain = copy.deepcopy(system)
-    fused, by_hand = make_optimizer(system, optim), make_optimizer(plain, optim)
-    for group in by_hand.param_groups:
-        group["fused"] = False
+    ours, theirs = make_optimizer(system, optim), torchs(plain, optim, fused=False)
     for seed in range(3):
         gradients_of(system, seed)
         gradients_of(plain, seed)
-        step = Step(fused, optim.clip_norm)
+        step = Step(ours, optim.clip_norm)
         assert step.taken()
         torch.testing.assert_close(step.norm, nn.utils.clip_grad_norm_(plain.parameters(), optim.clip_norm))
-        by_hand.step()
+        theirs.step()
     for one, two in zip(system.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+
+
+def test_steps_and_states_equal_those_of_torchs_fused_optimizer_to_the_bit(system: System, optim: Any) -> None:
+    """One parameter gets no gradient in the second step, and its own count goes on from there."""
+    other = copy.deepcopy(system)
+    ours, theirs = make_optimizer(system, optim), torchs(other, optim, fused=True)
+    one, none = torch.ones(()), torch.zeros(())
+    for seed in range(4):
+        for module in (system, other):
+            gradients_of(module, seed)
+            if seed == 1:
+                next(module.parameters()).grad = None
+        ours.step(divisor=one, skipped=none)
+        theirs.step()
+    assert all(torch.equal(one, two) for one, two in zip(system.parameters(), other.parameters(), strict=True))
+    torch.testing.assert_close(ours.state_dict()["state"], theirs.state_dict()["state"], rtol=0, atol=0)
+    assert {float(state["step"]) for state in ours.state_dict()["state"].values()} == {3.0, 4.0}
+
+
+def test_a_state_is_taken_up_torchs_too(system: System, optim: Any) -> None:
+    """Training goes on to the bit as without the break, at the rates of the optimizer that goes on."""
+    other = copy.deepcopy(system)
+    theirs, ours = torchs(other, optim, fused=True), make_optimizer(system, optim)
+    for seed in range(2):
+        gradients_of(other, seed)
+        theirs.step()
+    system.load_state_dict(other.state_dict())
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    again = make_optimizer(system, optim)
+    again.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for module, optimizer in ((other, theirs), (system, again)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        gradients_of(module, 2)
+    theirs.step()
+    again.step(divisor=torch.ones(()), skipped=torch.zeros(()))
+    assert all(torch.equal(one, two) for one, two in zip(system.parameters(), other.parameters(), strict=True))
+
+
+def test_a_state_of_another_model_is_refused(settings: Settings, system: System, optim: Any) -> None:
+    gradients_of(system, 0)
+    ours = make_optimizer(system, optim)
+    ours.step(divisor=torch.ones(()), skipped=torch.zeros(()))
+    other = settings("losses.center=null")
+    with pytest.raises(ValueError, match="groups of"):
+        make_optimizer(System(other, 7), other.optim).load_state_dict(ours.state_dict())
+    with pytest.raises(ValueError, match="shape"):
+        make_optimizer(System(settings(), 5), optim).load_state_dict(ours.state_dict())
+
+
+def test_no_step_loads_torchs_compiler() -> None:
+    """It takes a second, which every training process would begin with."""
+    script = """
+import sys
+import torch
+from sermll.optimizer import Adam, Step
+weight = torch.ones(3, requires_grad=True)
+optimizer = Adam([{"params": [weight], "lr": 1.0, "weight_decay": 0.0}])
+weight.sum().backward()
+assert Step(optimizer, 1.0).taken()
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
