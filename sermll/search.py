@@ -139,7 +139,7 @@ def _trial(study: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def _claim(search: Search) -> None:
     """Refuse a folder that holds another search."""
-    mark = search.folder / "fingerprint.json"
+    mark = search.mark
     with locked(search.folder / "final.lock"):
         now = {inner.folder.name: search.fingerprint(inner) for inner in search.studies}
         held = read_json(mark) if mark.exists() else {}

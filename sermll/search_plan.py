@@ -160,6 +160,11 @@ class Search:
         return f"{self.file.name}-{inner.folder.name}-{self.fingerprint(inner)}"
 
     @property
+    def mark(self) -> Path:
+        """The file by which the folder is known as this search's."""
+        return self.folder / "fingerprint.json"
+
+    @property
     def storage(self) -> str:
         """URL or journal file of the studies."""
         return self.file.storage or f"sqlite:///{self.folder / 'study.db'}"

@@ -19,7 +19,7 @@ from sermll.loop import FoldJob, selection_scores, train_fold
 from sermll.progress import Progress
 from sermll.search_plan import DIRECTIONS, Inner, Search
 from sermll.space import Chooser, suggest
-from sermll.storage import names, origin, remove
+from sermll.storage import names, origin, reach, remove
 from sermll.study import Rules, Study, Taken
 
 POLL_S = 2.0
@@ -104,7 +104,7 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
     try:
         tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_work, desk=desk, folds=folds, bank=bank),
+                tune.with_parameters(_work, desk=desk, mark=search.mark, folds=folds, bank=bank),
                 tune.PlacementGroupFactory([share(resources, gpus)]),
             ),
             tune_config=tune.TuneConfig(
@@ -166,8 +166,11 @@ def _bank(search: Search, inner: Inner, gpus: float) -> Bank | None:
     return Bank.build(root, data, recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _work(config: dict[str, Any], desk: Any, folds: Sequence[FoldData], bank: Bank | None) -> None:
-    """A trial, as Ray Tune runs it: train a model for each seed and inner fold, or end early."""
+def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldData], bank: Bank | None) -> None:
+    """A trial, as Ray Tune runs it: train a model for each seed and inner fold, or end early.
+
+    It trains in the folder of `mark`, if it sees that this is the search's.
+    """
     import os
 
     import ray
@@ -180,6 +183,7 @@ def _work(config: dict[str, Any], desk: Any, folds: Sequence[FoldData], bank: Ba
     jobs: list[FoldJob] = ray.get(desk.begin.remote(number))
     job, done, seconds = jobs[0], [], 0.0
     try:
+        reach(mark.parent, mark.name)
         for place, job in enumerate(jobs):
             reached = [unit["dev_ua"] for unit in done]
 

@@ -268,7 +268,7 @@ def test_a_node_that_comes_later_opens_a_second_lane(
     cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path
 ) -> None:
     nodes(cluster, 1)
-    command = start(cluster, **{"fold": None, "optim.epochs": 8})
+    command = start(cluster, **{"fold": None, "optim.epochs": 24})
 
     def in_training() -> int:
         begun = {path.parent for path in command.runs.glob("tiny-*/fold-*/history.json")}
@@ -279,7 +279,7 @@ def test_a_node_that_comes_later_opens_a_second_lane(
     nodes(cluster, 2)
     command.wait(lambda: in_training() == 2)
     command.end()
-    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 8}))
+    command.equals(calm(tiny_data, tmp_path / "calm", {"optim.epochs": 24}))
 
 
 def test_a_node_that_is_about_to_go_is_left(cluster: Machines, start: Start, tiny_data: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ def project(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "project").mkdir()
     tree = tiny_settings(Path("data/tiny"), Path("runs")) | {"tracking": {"runs": "runs", "mlflow": False}}
     (tmp_path / "project" / "x.yaml").write_text(yaml.safe_dump(tree))
+    search = {"name": "x", "experiment": "x.yaml", "space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 1}
+    (tmp_path / "project" / "x.search.yaml").write_text(yaml.safe_dump(search))
     with object_storage() as variables:
         for name, value in (variables | {storage.CACHE: str(tmp_path / "cache")}).items():
             monkeypatch.setenv(name, value)
@@ -66,11 +68,23 @@ def test_nodes_that_share_nothing_train_through_a_bucket_and_one_may_vanish(
     (expected,) = (tmp_path / "calm").glob("tiny-*")
 
     with machines(2, 2, private=tmp_path / "cache") as cluster:
-        apart = ("submit", "--address", cluster.address, "--root", "s3://lab/mine", "--follow", "--", *train)
-        lost = sermll(project, *apart, f"tracking.runs={tmp_path}/cache/runs")
+        submitted = ("submit", "--address", cluster.address, "--root", "s3://lab/mine", "--follow", "--")
+        runs_apart = (f"tracking.runs={tmp_path}/cache/runs",)
+        lost = sermll(project, *submitted, *train, *runs_apart)
         assert lost.returncode == 1, lost.stdout
         assert "does not see it, or only a folder of its own; runs belong on storage" in lost.stdout, lost.stdout
-        submit = ("submit", "--address", cluster.address, "--root", "s3://lab/mine", "--follow", "--", *train)
+        # Not as a job: nodes on one machine unpack a job's code anew into the same folder, and Tune asks for its own.
+        inside = ("nsenter", "--mount", f"--target={cluster.nodes[0].pid}", f"--wd={project}")
+        refused = subprocess.run(
+            [*inside, *command("search", "x.search.yaml", *runs_apart)],
+            env={**os.environ, **ours, "PYTHONPATH": str(HERE), "RAY_ADDRESS": f"127.0.0.1:{cluster.port}"},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert refused.returncode == 1, refused.stderr
+        assert "runs/search-x: " in refused.stderr and " does not see it, or only a folder" in refused.stderr
+        submit = (*submitted, *train)
         job = subprocess.Popen(
             command(*submit), cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
