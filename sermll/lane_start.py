@@ -1,6 +1,6 @@
 """The two ends of a lane, as Ray Train's processes are given them; see `sermll.schedule`.
 
-Its controller loads this module before it starts the workers, and they wait for it: so the module loads nothing.
+Its controller loads this module before it starts the workers, and they wait for it: it needs Ray Train and no more.
 """
 
 from collections.abc import Mapping
