@@ -4,6 +4,7 @@ Ray Train's own setup for torch does the same, but whoever reads its settings lo
 controller, which has no use for it, would begin a second later and hold some hundred MB more.
 """
 
+import gc
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,4 +75,7 @@ def _leave() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
+        # Torch's parallel module is in a cycle of references. A group that it still holds when the process ends has been
+        # seen to abort it, every other time.
+        gc.collect()
         dist.destroy_process_group()

@@ -18,6 +18,7 @@ from torch import nn
 from sermll import checkpoint, config, loop
 from sermll.errors import StorageError, TrainingError
 from sermll.feed import Batch, FoldData
+from sermll.group import _leave
 from sermll.job import FoldJob
 from sermll.loop import (
     Scores,
@@ -292,7 +293,7 @@ def several(rank: int, folder: str, job: FoldJob, data: FoldData, looks: int, hi
     except StorageError as error:
         said = str(error)
     Path(folder, f"said-{rank}.txt").write_text(said)
-    dist.destroy_process_group()
+    _leave()
 
 
 @pytest.mark.ray  # several processes take their time
