@@ -75,7 +75,7 @@ def _leave() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        # Torch's parallel module is in a cycle of references. A group that it still holds when the process ends has been
+        # The parallel module is in a cycle of references. A group that it still holds when the process ends has been
         # seen to abort it, every other time.
         gc.collect()
         dist.destroy_process_group()
