@@ -18,7 +18,6 @@ from torch import nn
 from sermll import checkpoint, config, loop
 from sermll.errors import StorageError, TrainingError
 from sermll.feed import Batch, FoldData
-from sermll.group import _leave
 from sermll.job import FoldJob
 from sermll.loop import (
     Scores,
@@ -277,6 +276,8 @@ def test_a_damaged_checkpoint_within_an_epoch_costs_that_epoch_alone(
 
 def several(rank: int, folder: str, job: FoldJob, data: FoldData, looks: int, hidden: bool) -> None:
     """One of two processes that train a fold, and leave it at a look; `hidden`: the second sees an older checkpoint."""
+    from sermll.group import _leave  # loads Ray, which other tests here do without
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{looks}-{hidden}", rank=rank, world_size=2)
     loop.LOOK_EVERY, checkpoint.SETTLE_S = 4, 0.0
