@@ -9,8 +9,9 @@ losses besides. The peers' layer drop and SpecAugment are off, as ours are, so t
 bf16 autocast; float32 is left out, in which an H100, by its data sheet, would need 0.15 s for a step's products alone.
 Before anything is timed, our frames and gradients are compared with transformers' own.
 
-torch and transformers are all that is needed; only the row about waiting for data needs sermll's other packages, and
-says so where Ray is missing. Rows are told as they come. What fails leaves a row that says why, and exit status 1.
+torch and transformers are all that is needed; only the rows about waiting for data and the way to the first step need
+sermll's other packages, and say so where Ray is missing. Rows are told as they come. What fails leaves a row that says
+why, and exit status 1.
 
 Batches have as many lengths as the plan has, so that both are timed once more at lengths that change from step to step.
 The result file is written anew with every row: what was measured is not lost if the rest is.
@@ -523,8 +524,18 @@ def ingest(setting: Setting, folder: Path) -> Iterator[Row]:
     yield Row(**about, ours=100 * sum(steady) / steady_s, note=note)
 
 
+def start_up(folder: Path) -> Iterator[Row]:
+    """The way to the first step on a cluster that is up, on the CPUs beside the GPU, of which clusters have many."""
+    if find_spec("ray") is None:
+        yield Row(name="start-up to first step", unit="s", against="a bare script", note=missing("ray"))
+        return
+    import training
+
+    yield from training.start_up(folder, {"warm": 5})
+
+
 def rows(setting: Setting) -> Iterator[Row]:
-    """Sameness, steps, losses, data; what fails takes nothing else with it."""
+    """Sameness, steps, losses, data, start-up; what fails takes nothing else with it."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
@@ -539,6 +550,7 @@ def rows(setting: Setting) -> Iterator[Row]:
         yield from as_far_as_it_goes("fine-tuning", steps(setting, folder))
         yield from as_far_as_it_goes("SupCon", supcon(setting))
         yield from as_far_as_it_goes("ingest", ingest(setting, folder))
+        yield from as_far_as_it_goes("start-up", start_up(folder))
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ from sermll.schedule import train_jobs
 
 UTTERANCES, SCORED, EPOCHS, ROUNDS, STARTS = 192, 32, 3, 6, 3
 CPU = torch.device("cpu")
+NAMES = {"cold": "with a cluster of its own", "warm": "on a cluster that is up"}
+ALONE = QUIET | {"RAY_worker_niceness": "0"}
+"""Ray's processes run as what they are compared with."""
 
 
 def experiment(folder: Path, workers: int = 1) -> Experiment:
@@ -228,6 +231,7 @@ def small_run(folder: Path) -> Path:
         "data": {"path": str(folder / "small")},
         "model": {"encoder": {"kind": "logmel"}},
         "optim": {"epochs": 1},
+        "resources": {"gpus_per_worker": 0},  # as the script, also where there is one
     }
     path = folder / "start.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -244,8 +248,14 @@ def to_first_step(path: Path, runs: Path) -> float:
     return history.stat().st_mtime - json.loads(history.read_text(encoding="utf-8"))[0]["eval_s"] - began
 
 
-def start_up(folder: Path) -> Iterator[Row]:
-    """The way to the first step: bare, with a cluster to start, on one that is up."""
+def start_up(folder: Path, bars_s: Mapping[str, float]) -> Iterator[Row]:
+    """The way to the first step: bare, with a cluster to start (cold), on one that is up (warm).
+
+    Args:
+        folder: to work in.
+        bars_s: cold, warm or both, and how long each may take.
+    """
+    os.environ.update(ALONE)
     path = small_run(folder)
 
     def script() -> float:
@@ -263,7 +273,7 @@ def start_up(folder: Path) -> Iterator[Row]:
     def ways(name: str) -> dict[str, Callable[[], float]]:
         return {name: lambda: to_first_step(path, folder / name), f"empty {name}": lambda: empty(f"empty-{name}")}
 
-    found = in_turns({"bare": script, **ways("cold")}, STARTS, warm_up=1)
+    found = in_turns({"bare": script, **(ways("cold") if "cold" in bars_s else {})}, STARTS, warm_up=1)
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # as on a cluster that others have started
     with connected():
         import ray
@@ -273,30 +283,30 @@ def start_up(folder: Path) -> Iterator[Row]:
             found |= in_turns(ways("warm"), STARTS, warm_up=1)
         finally:
             del os.environ["RAY_ADDRESS"], os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]
-    for way, most_s, name in (("cold", 12, "with a cluster of its own"), ("warm", 5, "on a cluster that is up")):
+    for way, most_s in bars_s.items():
         row = compared(
             found,
             way,
             "bare",
             "ours / peer",
-            name=f"start-up to first step, {name}",
+            name=f"start-up to first step, {NAMES[way]}",
             unit="s",
             against="a script that imports torch and the model",
             target=Target("<=", most_s, of="ours"),
         )
         floor_s = statistics.median(found[f"empty {way}"])
-        yield replace(
-            row, limit=f"Ray Train begins a function that does nothing, with no torch, after {floor_s:.1f} s."
-        )
+        limit = f"Ray Train begins a function that does nothing, with no torch, after {floor_s:.1f} s"
+        limit += f", on {os.cpu_count()} CPUs."
+        yield replace(row, limit=limit)
 
 
 def rows() -> Iterator[Row]:
     """Epochs, then start-up."""
-    os.environ.update(QUIET | {"RAY_worker_niceness": "0"})  # as the processes that it is compared with
+    os.environ.update(ALONE)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        yield from start_up(folder)
+        yield from start_up(folder, {"cold": 12, "warm": 5})
         yield from epochs(folder, write_fold(folder, recordings(UTTERANCES + SCORED), SCORED))
 
 
