@@ -113,18 +113,25 @@ def campaign_of(
     base = read_yaml(path.parent / file.experiment, "experiment")
     valued = {axis: _values(axis, values) for axis, values in axes.items()}
     _check_axes(valued, file.overrides, overrides)
-    everywhere = {"name": file.name, **file.overrides, **overrides}
+    common = {**file.overrides, **overrides}
+    everywhere = {"name": file.name, **common}
     tree = with_overrides(base, everywhere)
     cells, faults = [], []
+    idle = set(common)  # what holds in no cell: one may turn off a section, or choose a kind that has no such setting
     for labels in product(*valued.values()):
         named = dict(zip(valued, labels, strict=True))
         settings = {key: value for axis, label in named.items() for key, value in valued[axis][label].items()}
         try:
-            cells.append(Cell(named, {**file.overrides, **overrides, **settings}, resolve(tree, settings)))
+            here = with_overrides(tree, settings)
+            standing = {key: value for key, value in common.items() if with_overrides(here, {key: value}) == here}
+            cells.append(Cell(named, {**standing, **settings}, resolve(here, {})))
+            idle -= set(standing)
         except ConfigError as error:
             faults.append(f"cell {_title(named)}: {error}")
     if faults:
         raise ConfigError("\n".join([f"{path}: {len(faults)} cells are not valid", *faults[:SHOWN_FAULTS]]))
+    if idle:
+        raise ConfigError(f"{path}: {', '.join(sorted(idle))}: has no effect in any cell; take it out")
     runs = {place(cell.experiment.tracking.runs).absolute() for cell in cells}
     if len(runs) > 1:
         raise ConfigError(f"{path}: tracking.runs must be the same in every cell, found {', '.join(map(str, runs))}")
@@ -150,17 +157,28 @@ def _check_axes(
 ) -> None:
     """Every setting is one axis's business: what two of them set, or the command line too, would silently be lost.
 
-    So would what the file sets `everywhere`, where every value of an axis sets it too.
+    So would what the file sets `everywhere`, where every value of an axis sets it too, and what is set for all cells of
+    a section that a value sets as a whole. That a value turns the section off is no loss.
     """
     for axis, values in axes.items():
         for key in everywhere:
             if all(key in settings for settings in values.values()):
                 raise ConfigError(f"overrides sets {key}, and so does every value of axes.{axis}; take it out of one")
+        for section, value in (item for settings in values.values() for item in settings.items()):
+            lost = [key for key in (*everywhere, *overrides) if key.startswith(f"{section}.") and value is not None]
+            if lost:
+                raise ConfigError(
+                    f"axes.{axis} sets {section} as a whole, without {lost[0]}, which is set for every cell; set the "
+                    "settings within it"
+                )
     owner = dict.fromkeys(overrides, "the command line")
     for axis, values in axes.items():
         for key in dict.fromkeys(key for settings in values.values() for key in settings):
             if key in owner:
                 raise ConfigError(f"axes.{axis} sets {key}, and so does {owner[key]}; one of them would have no effect")
+            for other, name in owner.items():
+                if name.startswith("axes.") and (other.startswith(f"{key}.") or key.startswith(f"{other}.")):
+                    raise ConfigError(f"axes.{axis} sets {key}, and {name} {other}; one of them would have no effect")
         owner |= {key: f"axes.{axis}" for settings in values.values() for key in settings}
 
 

@@ -7,7 +7,7 @@ A run is described by one `Experiment`. Its defaults are the paper's; a YAML fil
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -416,7 +416,7 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     """Read `dotted.key=value` words; values are YAML, so `null`, `true`, `[-5, 10]` and `1e-4` mean what they say.
 
     Raises:
-        ConfigError: a word has no `=`, an empty key, a value that is not YAML, or repeats a key.
+        ConfigError: a word has no `=`, an empty key, a value that is not YAML, or repeats a key or one it lies within.
     """
     overrides: dict[str, Any] = {}
     for word in words:
@@ -425,6 +425,9 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"{word!r}: an override is key=value, for example optim.epochs=10")
         if key in overrides:
             raise ConfigError(f"{key}: given twice")
+        for other in overrides:
+            if other.startswith(f"{key}.") or key.startswith(f"{other}."):
+                raise ConfigError(f"{key} and {other}: one lies within the other; give one of them")
         overrides[key] = parse_value(key, text)
     return overrides
 
@@ -453,26 +456,28 @@ def _numbers(value: Any) -> Any:
 
 
 def with_overrides(
-    tree: Mapping[str, Any], overrides: Mapping[str, Any], section: type[BaseModel] | None = Experiment
+    tree: Mapping[str, Any], overrides: Mapping[str, Any], sections: Sequence[type[BaseModel]] = (Experiment,)
 ) -> dict[str, Any]:
     """A copy of the settings `tree` with each dotted key set; neither argument is changed.
 
-    Changing the `kind` of a section leaves the settings of its former kind behind, which would mean nothing to the
-    new one; kinds are set before other keys, whatever their order. `section` is what `tree` holds by default.
+    Changing the `kind` of a section keeps what the new kind has, too, and leaves the other settings of the former kind
+    behind, which would mean nothing to the new one; kinds are set before other keys, whatever their order. `sections`
+    are what `tree` may hold, the default first.
     """
     result = dict(tree)
     for key, value in sorted(overrides.items(), key=lambda item: item[0].rpartition(".")[2] != "kind"):
         head, _, rest = key.partition(".")
-        default = section.model_fields[head].default if section and head in section.model_fields else None
+        fields = [section.model_fields[head] for section in sections if head in section.model_fields]
         if rest:
             below = result.get(head)
             if below is not None and not isinstance(below, Mapping):
                 raise ConfigError(f"{key}: {head} is the value {below!r}, not a section")
-            result[head] = with_overrides(
-                below or {}, {rest: value}, type(default) if isinstance(default, BaseModel) else None
-            )
-        elif head == "kind" and result.get("kind", default) != value:
-            result = {"kind": value}
+            known = [type(field.default) for field in fields if isinstance(field.default, BaseModel)]
+            known += [section for field in fields for section in _sections(field.annotation)]
+            result[head] = with_overrides(below or {}, {rest: value}, known)
+        elif head == "kind" and fields and result.get("kind", fields[0].default) != value:
+            known_to = {section.model_fields["kind"].default: section.model_fields for section in sections}
+            result = {name: it for name, it in result.items() if name in known_to.get(value, ())} | {"kind": value}
         else:
             result[head] = value
     return result

@@ -126,6 +126,35 @@ def test_an_override_that_every_value_of_an_axis_sets_has_no_effect(campaign_fil
     load_campaign(campaign_file({"a": {"x": {}, "y": {"seed": 1}}}, overrides={"seed": 3}), {})  # it is x's
 
 
+def test_what_is_set_for_every_cell_holds_in_cells_of_another_kind_as_far_as_they_have_it(
+    campaign_file: Callable[..., Path],
+) -> None:
+    everywhere = {"mixup.probability": 1.0, "mixup.snr_db": [0, 5], "losses.focal.gamma": 3.0}
+    axes = {"mixup": {**MIXUPS, "plain": {"mixup.kind": "none", "losses.focal": None}}}
+    eam, lam, plain = load_campaign(campaign_file(axes, overrides=everywhere), {}).cells
+    assert eam.overrides == everywhere
+    assert lam.overrides == {"mixup.probability": 1.0, "losses.focal.gamma": 3.0, "mixup.kind": "lam"}
+    assert lam.experiment.mixup.model_dump() == {"kind": "lam", "probability": 1.0}
+    assert plain.overrides == {"mixup.kind": "none", "losses.focal": None}
+    (_, by_word, _) = load_campaign(campaign_file(axes), {"mixup.probability": 0.9}).cells
+    assert by_word.experiment.mixup.probability == 0.9  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("axes", "overrides", "told"),
+    [
+        ({"a": {"x": {}, "y": {"losses.focal": {}}}}, {"losses.focal.gamma": 5}, "a whole, without losses.focal.gamma"),
+        ({"mixup.kind": ["lam", "none"]}, {"mixup.snr_db": [0, 1]}, "mixup.snr_db: has no effect in any cell"),
+        ({"a": {"x": {"losses.focal": None}, "y": {}}, "losses.focal.gamma": [1, 2]}, {}, "axes.a losses.focal; one"),
+    ],
+)
+def test_what_would_silently_be_lost_is_refused(
+    campaign_file: Callable[..., Path], axes: dict[str, Any], overrides: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_campaign(campaign_file(axes, overrides=overrides), {})
+
+
 @pytest.mark.parametrize(
     ("axes", "told"),
     [

@@ -110,6 +110,13 @@ def test_a_key_given_twice_is_refused() -> None:
         parse_overrides(["a=1", "a=2"])
 
 
+@pytest.mark.parametrize("words", [["a=null", "a.b=2"], ["a.b=2", "a={}"]])
+def test_a_key_within_another_that_is_given_too_is_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="one lies within the other"):
+        parse_overrides(words)
+    assert parse_overrides(["a.b=1", "a.bc=2"]) == {"a.b": 1, "a.bc": 2}
+
+
 def test_overrides_copy() -> None:
     tree = {"a": {"b": 1}}
     assert with_overrides(tree, {"a.b": 2, "a.c": 3}) == {"a": {"b": 2, "c": 3}}
@@ -126,6 +133,21 @@ def test_changing_a_kind_leaves_the_former_kinds_settings_behind() -> None:
     assert resolve(tree, {"mixup.kind": "eam"}).mixup.snr_db == (0.0, 5.0)  # type: ignore[union-attr]
     words = {"model.encoder.layer": 3, "model.encoder.kind": "pretrained"}  # the kind counts first
     assert resolve(tree, words).model.encoder.layer == 3  # type: ignore[union-attr]
+
+
+def test_changing_a_kind_keeps_what_both_kinds_have() -> None:
+    tree = {**LEAST, "mixup": {"probability": 1.0, "snr_db": [0, 5]}}
+    assert resolve(tree, {"mixup.kind": "lam"}).mixup.model_dump() == {"kind": "lam", "probability": 1.0}
+    assert resolve(tree, {"mixup.kind": "lam", "mixup.probability": 0.2}).mixup.probability == 0.2  # type: ignore[union-attr]
+    resnet = resolve(
+        {**LEAST, "model": {"encoder": {"kind": "logmel", "mels": 40, "dim": 64, "warp": 0.1}}},
+        {"model.encoder.kind": "resnet"},
+    )
+    assert resnet.model.encoder.model_dump() == {
+        "kind": "resnet", "mels": 40, "channels": 16, "spec_augment": True, "warp": 0.1,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="kind must be one of"):
+        resolve(tree, {"mixup.kind": "cutmix"})
 
 
 def test_tracking_is_turned_off_by_the_word_that_yaml_reads_as_false() -> None:
