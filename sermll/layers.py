@@ -206,6 +206,25 @@ class WavLMShape:
         )
 
 
+def position_bias(attention: Any, frames: int) -> Tensor:
+    """What WavLM adds to its attention, before it is gated: it depends on how far key and query are apart.
+
+    As transformers' `compute_bias`, of one value for each distance, and on the weights' device: some of its versions
+    look the distances up on the CPU, for which a GPU then has to wait.
+
+    Args:
+        attention: transformers' `WavLMAttention` of the first layer.
+        frames: of queries and keys.
+
+    Returns:
+        [heads, frames (queries), frames (keys)].
+    """
+    weight = attention.rel_attn_embed.weight
+    apart = torch.arange(1 - frames, frames, device=weight.device)
+    values = attention.rel_attn_embed(attention._relative_positions_bucket(apart))
+    return values.T.unfold(1, frames, 1).flip(1)
+
+
 QKV = {f"attention.qkv.{name}": tuple(f"attention.{part}_proj.{name}" for part in "qkv") for name in ("weight", "bias")}
 """Parameters of a layer that `wavlm_layer` wants joined."""
 

@@ -44,7 +44,8 @@ class Adam:
                 continue
             states = [self._state.get(parameter) or self._begin(parameter) for parameter in parameters]
             steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1 - skipped)  # pyright: ignore[reportPrivateImportUsage]
+            # With alpha it is added as a tensor; without, as a number, for which the device would be waited for.
+            torch._foreach_add_(steps, 1 - skipped, alpha=1)  # pyright: ignore[reportPrivateImportUsage]
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
                 parameters,
                 [parameter.grad for parameter in parameters],

@@ -30,6 +30,7 @@ from sermll.layers import (
     converted,
     convolve,
     plain,
+    position_bias,
     positional_convolution,
     precision,
     wavlm_layer,
@@ -231,12 +232,13 @@ class _Backbone(nn.Module):
     def run(self, function: Any, *inputs: Any, **options: Any) -> Any:  # a layer of any family
         """Call a layer, by recomputing it in the backward pass if checkpointing is on."""
 
-        def call() -> Any:
+        def call(_: Tensor | None = None) -> Any:
             with attention_kernels():
                 return function(*inputs, **options)
 
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(call, use_reentrant=False)
+            # By an argument torch learns of which GPU it is to keep the random state: dropout is to be drawn again.
+            return checkpoint(call, next(it for it in inputs if isinstance(it, Tensor)), use_reentrant=False)
         return call()
 
 
@@ -325,7 +327,7 @@ class _WaveBackbone(_Backbone):
         padding = torch.zeros_like(heard, dtype=dtype).masked_fill(~heard, -torch.inf)
         # Made by the first layer and gated by each.
         attention = cast(Any, self.layers[0]).attention
-        bias = attention.compute_bias(frames + missing, frames + missing)[None].to(dtype).contiguous()
+        bias = position_bias(attention, frames + missing)[None].to(dtype).contiguous()
         for start in range(0, len(self.layers), CONVERTED_LAYERS):
             group = self.layers[start : start + CONVERTED_LAYERS]
             for index, weights in enumerate(converted(group, dtype, QKV), start):

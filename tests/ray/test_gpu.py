@@ -84,6 +84,20 @@ def test_wavlms_frames_and_gradients_are_a_cpus(exact: None, tmp_path: Path, len
         torch.testing.assert_close(on_gpu[name], wanted, rtol=0, atol=1e-3 * float(wanted.abs().max()), msg=name)
 
 
+def test_layers_that_are_computed_again_drop_the_same_values(exact: None, tmp_path: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        config = Pretrained(name=str(save_wavlm(tmp_path / "wavlm")), gradient_checkpointing=checkpointing)
+        encoder = PretrainedEncoder(config).to(GPU)
+        torch.manual_seed(0)
+        waveform = 0.1 * torch.randn(2, 16_000, device=GPU)
+        frames, _ = encoder(waveform, torch.full((2,), 16_000, device=GPU))
+        frames.pow(3).mean().backward()
+        found.append({name: it.grad for name, it in encoder.named_parameters() if it.grad is not None})
+    for name, wanted in found[0].items():
+        torch.testing.assert_close(found[1][name], wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()), msg=name)
+
+
 def test_losses_and_their_gradients_are_a_cpus() -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = {"logits": (6, 4), "embedding": (6, 8), "frames": (6, 50, 8)}
@@ -147,7 +161,7 @@ def test_a_fold_trains_as_on_a_cpu(exact: None, settings: Settings, tmp_path: Pa
 
 
 def test_a_fold_that_is_left_within_an_epoch_goes_on(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exact: None, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout is drawn on the GPU: other draws would change the loss by per cents."""
     monkeypatch.setattr(loop, "LOOK_EVERY", 4)

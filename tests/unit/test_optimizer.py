@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from sermll.model import System
-from sermll.optimizer import Step, make_optimizer, set_rates
+from sermll.optimizer import Adam, Step, make_optimizer, set_rates
 
 Settings = Callable[..., Any]
 
@@ -138,6 +139,20 @@ print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_step_asks_a_gpu_for_nothing() -> None:
+    """On tensors that only tell what device they would be on, to read a value is an error."""
+    with FakeTensorMode():
+        weights = [torch.ones(size, device="cuda").requires_grad_() for size in (3, 4)]
+        optimizer = Adam([{"params": [weight], "lr": 1.0, "weight_decay": 0.1} for weight in weights])
+        skipped = torch.zeros((), device="cuda")
+        with pytest.raises(DataDependentOutputException):
+            float(skipped)
+        for _ in range(2):
+            for weight in weights:
+                weight.grad = torch.ones_like(weight)
+            optimizer.step(divisor=torch.ones((), device="cuda"), skipped=skipped)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -22,7 +22,7 @@ import torch
 import sermll.pretrained as pretrained_module
 from sermll.config import Pretrained
 from sermll.errors import CheckpointError, ConfigError, DataError
-from sermll.layers import converted, positional_convolution, windows
+from sermll.layers import converted, position_bias, positional_convolution, windows
 from sermll.pooling import FrameLevelAttention
 from sermll.pretrained import PretrainedEncoder, masked_group_norm, standardize, weights_hash
 
@@ -292,6 +292,26 @@ def test_checkpointing_changes_no_gradient(folders: dict[str, str], kind: str) -
         torch.testing.assert_close(recomputed[name], gradient, msg=name)
 
 
+@every_model
+def test_checkpointing_tells_torch_which_devices_random_state_to_keep(
+    folders: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch looks for it among a layer's arguments; a CPU's it keeps anyway, so that no gradient here would tell."""
+    from torch.utils import checkpoint
+
+    given: list[tuple[Any, ...]] = []
+    infer = checkpoint._infer_device_type
+
+    def told(*arguments: Any) -> str:
+        given.append(arguments)
+        return infer(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_infer_device_type", told)
+    encoder(folders[kind], tune="all", gradient_checkpointing=True)(*batch(utterances()))
+    assert len(given) >= LAYERS
+    assert all([type(argument) for argument in arguments] == [torch.Tensor] for arguments in given)
+
+
 @pytest.mark.usefixtures("load_once")
 def test_checkpointing_keeps_less_for_the_backward_pass(folders: dict[str, str]) -> None:
     def kept(checkpointing: bool) -> int:
@@ -345,6 +365,21 @@ def test_wavlms_gradients_equal_those_of_transformers(kind: str, lengths: tuple[
         torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-4 * float(expected.abs().max()), msg=name)
         compared += "rel_attn_embed" in name or "gru_rel_pos" in name
     assert compared == 1 + 3 * LAYERS
+
+
+@pytest.mark.parametrize("frames", [1, 8, 850])
+def test_wavlms_position_bias_equals_that_of_transformers(folders: dict[str, str], frames: int) -> None:
+    """All that is 800 frames apart or farther is one distance."""
+    attention: Any = encoder(folders["wavlm-layer"]).backbone.layers[0].attention
+    weight = attention.rel_attn_embed.weight
+    weights = torch.randn(weight.shape[1], frames, frames, generator=torch.Generator().manual_seed(0))
+    found = []
+    for bias in (position_bias(attention, frames), attention.compute_bias(frames, frames)):
+        weight.grad = None
+        (weights * bias).sum().backward()
+        found.append((bias.detach(), weight.grad))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["wavlm-group", "wavlm-layer"])
