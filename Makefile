@@ -38,7 +38,7 @@ cluster-test: setup  ## jobs and faults on clusters of several nodes on this mac
 	$(VENV)/python -m pytest -q -m cluster
 
 gpu-test:  ## tests on a GPU; with BENCH_PYTHON, of another environment that has torch and Ray
-	PYTHONPATH=. $(BENCH_PYTHON) -m pytest -q -m gpu
+	PYTHONPATH=. $(BENCH_PYTHON) -m pytest -q tests/ray/test_gpu.py
 
 audio: setup  ## tests on real recordings, where SERMLL_CORPORA has them
 	$(VENV)/python -m pytest -q -m audio

@@ -49,7 +49,8 @@ def _lanes(have: Mapping[str, float], each: Mapping[str, float], resources: Reso
     """How many folds fit, each with the most workers; one where only fewer workers fit, but enough."""
 
     def fit(workers: int) -> int:
-        return min(int(have.get(name, 0.0) // (workers * amount)) for name, amount in each.items())
+        # Divided by 0.2, 1 is a little less than 5.
+        return min(int(have.get(name, 0.0) / (workers * amount) + 1e-6) for name, amount in each.items())
 
     return fit(resources.most) or min(1, fit(resources.fewest))
 

@@ -11,14 +11,16 @@ from torch.nn import functional
 class Gathered:
     """The global batch whose shares have these sizes; with one worker every method returns its argument."""
 
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        """`num_rows`: utterances of this worker's share. Every worker must construct at the same time."""
+    def __init__(self, share: Tensor) -> None:
+        """`share`: (batch, frames, ...) of this worker. Every worker must construct at the same time."""
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
-        self.sizes = [num_rows]
+        self.sizes, self.longest = [len(share)], share.shape[1]
         if self.workers > 1:
-            sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.workers)]
-            dist.all_gather(sizes, torch.tensor([num_rows], device=device))
-            self.sizes = [int(size) for size in sizes]
+            # All sizes at once: to read them, a GPU is waited for.
+            shapes = torch.empty((self.workers, 2), dtype=torch.int64, device=share.device)
+            dist.all_gather(list(shapes), torch.tensor(share.shape[:2], device=share.device))
+            self.sizes, frames = shapes.T.tolist()
+            self.longest = max(frames)
 
     def rows(self, share: Tensor) -> Tensor:
         """(batch, ...) of the share to (global batch, ...), ordered by worker."""
@@ -30,9 +32,7 @@ class Gathered:
         """As `rows` for (batch, frames, ...): shares are first padded to the longest with zeros."""
         if self.workers == 1:
             return share
-        longest = torch.tensor(share.shape[1], device=share.device)
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        padding = [0, 0] * (share.dim() - 2) + [0, int(longest) - share.shape[1]]
+        padding = [0, 0] * (share.dim() - 2) + [0, self.longest - share.shape[1]]
         return self.rows(functional.pad(share, padding))
 
     def weigh(self, mean: Tensor) -> Tensor:

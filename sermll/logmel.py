@@ -120,8 +120,9 @@ class LogMelEncoder(LogMelMaps):
             maps = maps.relu()
         mask = valid_frames(counts, maps.shape[2])
         frames = self.dropout(self.project(self.dropout(maps.transpose(1, 2).flatten(2))))
-        packed = pack_padded_sequence(frames, counts.cpu(), batch_first=True, enforce_sorted=False)
-        context, _ = self.recurrent(packed)
+        with torch.autocast(frames.device.type, enabled=False):  # a GPU's would be in float16, too narrow for gradients
+            packed = pack_padded_sequence(frames.float(), counts.cpu(), batch_first=True, enforce_sorted=False)
+            context, _ = self.recurrent(packed)
         context, _ = pad_packed_sequence(context, batch_first=True, total_length=frames.shape[1])
         frames = self.norm(frames + self.dropout(context))
         return frames.masked_fill(~mask.unsqueeze(2), 0.0), mask

@@ -75,6 +75,9 @@ def train_fold(
     optimizer = make_optimizer(system, settings.optim)
 
     averaged = copy.deepcopy(system) if settings.optim.average else None
+    for module in () if averaged is None else averaged.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # a copy's weights lie apart, and a GPU would join them at every call
 
     resumed, faults = _chosen(job, rank, device)
     history: list[dict[str, Any]] = []
@@ -99,10 +102,12 @@ def train_fold(
     def wall_s() -> float:
         return before_s + time.monotonic() - started
 
+    average = None if averaged is None else Average(averaged, system, settings.optim.average)
+
     def step() -> Step:
         taken = Step(optimizer, settings.optim.clip_norm)
-        if averaged is not None:
-            average(averaged, system, settings.optim.average)
+        if average is not None:
+            average.move()
         return taken
 
     with closing(batches(feed, len(history), settings.optim.epochs, rank, workers)) as stream_of_batches:
@@ -335,7 +340,7 @@ def train_epoch(
         taken = step()
         values = {name: value.detach() for name, value in {**terms, "grad_norm": taken.norm}.items()}
         for name, value in values.items():
-            sums.terms[name] = sums.terms.get(name, torch.zeros((), device=device)) + value
+            sums.terms[name] = sums.terms[name] + value if name in sums.terms else value
         sums.batches, sums.rows, sums.waited_s = sums.batches + 1, sums.rows + len(target), sums.waited_s + wait_s
         unread = (batch, values, taken)
     if unread is not None:
@@ -376,17 +381,25 @@ class Sums:
         return cls(**{**notes, "terms": terms})
 
 
-@torch.no_grad()
-def average(averaged: nn.Module, trained: nn.Module, keep: float) -> None:
-    """Move the averaged weights towards the trained ones: keep * averaged + (1 - keep) * trained.
+class Average:
+    """Weights averaged over steps: each step moves them to keep * averaged + (1 - keep) * trained.
 
-    Averaging over steps steadies the scores from epoch to epoch, and with them the choice on a small dev set (Polyak
-    averaging; Izmailov et al., UAI 2018). Every worker does the same to the same weights.
+    That steadies the scores from epoch to epoch, and with them the choice on a small dev set (Polyak averaging;
+    Izmailov et al., UAI 2018). Every worker does the same to the same weights.
     """
-    for held, new in zip(averaged.state_dict().values(), trained.state_dict().values(), strict=True):
-        if held.is_floating_point():
-            held.lerp_(new, 1 - keep)
-        else:
+
+    def __init__(self, averaged: nn.Module, trained: nn.Module, keep: float) -> None:
+        """Both modules keep their tensors from here on."""
+        pairs = list(zip(averaged.state_dict().values(), trained.state_dict().values(), strict=True))
+        self._held, self._new = ([pair[at] for pair in pairs if pair[0].is_floating_point()] for at in (0, 1))
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._share = 1 - keep
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Take in the weights after a step."""
+        torch._foreach_lerp_(self._held, self._new, self._share)  # pyright: ignore[reportPrivateImportUsage]
+        for held, new in self._copied:
             held.copy_(new)
 
 
@@ -467,20 +480,16 @@ class Scores:
 def score(system: System, batches: Iterator[Batch], num_classes: int, device: torch.device) -> Scores:
     """Run the recogniser over this worker's share of a split."""
     system.eval()
-    scored = [Scores.empty(num_classes, system.recognizer.project.out_features)]
+    given: list[tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]] = []
     for batch in batches:
         if len(batch.rows) == 0:  # fewer utterances than workers in the last batch
             continue
         waveform, lengths, _ = to_device(batch, device)
         output = system.recognize(waveform, lengths)
-        scored.append(
-            Scores(
-                rows=batch.rows,
-                labels=batch.labels,
-                logits=output.logits.cpu().numpy(),
-                embeddings=output.embedding.cpu().numpy(),
-            )
-        )
+        given.append((batch.rows, batch.labels, output.logits, output.embedding))
+    scored = [Scores.empty(num_classes, system.recognizer.project.out_features)]
+    for rows, labels, *outputs in given:  # only now, since a GPU is waited for, which had the next batch to go on to
+        scored.append(Scores(rows, labels, *(output.cpu().numpy() for output in outputs)))
     fields = ("rows", "labels", "logits", "embeddings")
     return Scores(*(np.concatenate([getattr(part, name) for part in scored]) for name in fields))
 
@@ -513,7 +522,10 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 def _parallel(system: System, device: torch.device) -> nn.Module:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return system
-    return DistributedDataParallel(system, device_ids=[device] if device.type == "cuda" else None)
+    # Buffers are all workers' already: running averages are made of all workers' utterances.
+    return DistributedDataParallel(
+        system, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+    )
 
 
 def _seed(*key: int) -> None:

@@ -116,7 +116,7 @@ class System(nn.Module):
             target: float32 (batch, classes) label distributions.
         """
         output = self.recognize(waveform, lengths)
-        shares = Gathered(len(target), target.device)
+        shares = Gathered(output.frames)
         if not self._gathers:
             terms = self.objective(output.logits, output.embedding, output.frames, output.mask, target)
             return {name: shares.weigh(term) for name, term in terms.items()}

@@ -39,6 +39,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, cpus: int, gpus: int) -> None:
     [
         ({}, 1),
         ({"gpus_per_worker": 0.25}, 4),
+        ({"gpus_per_worker": 0.2}, 5),
+        ({"gpus_per_worker": 0.05}, 20),
+        ({"gpus_per_worker": 0.34}, 2),
         ({"gpus_per_worker": 0}, 64),
         ({"gpus_per_worker": 0, "parallel_folds": 3}, 3),
         ({"gpus_per_worker": 2}, 0),

@@ -20,8 +20,8 @@ from sermll.errors import StorageError, TrainingError
 from sermll.feed import Batch, FoldData
 from sermll.job import FoldJob
 from sermll.loop import (
+    Average,
     Scores,
-    average,
     score,
     selection_scores,
     to_device,
@@ -171,11 +171,12 @@ def test_a_batch_reaches_the_device_as_it_is() -> None:
 def test_averaged_weights_follow_the_trained_ones_by_hand() -> None:
     held, trained = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     expected = held.weight.detach().double().numpy().copy()
+    average = Average(held, trained, 0.9)
     for step in range(5):
         with torch.no_grad():
             trained.weight.copy_(torch.tensor([float(step), -1.0]))
             trained.get_buffer("num_batches_tracked").fill_(step)
-        average(held, trained, 0.9)
+        average.move()
         expected = 0.9 * expected + 0.1 * np.array([step, -1.0])
     np.testing.assert_allclose(held.weight.detach().numpy(), expected, rtol=1e-6)
     assert held.num_batches_tracked == 4  # counts are copied: an average of whole numbers is none
