@@ -24,7 +24,7 @@ class Design:
     folds: Folds
     """Without the utterances that the label space drops."""
     rules: dict[str, Any]
-    """What decides a result beside who is where: data hash, classes, targets, dev and selection rule."""
+    """What decides a result beside who is where: data hash, classes and their order, targets, dev and selection rule."""
 
     @classmethod
     def of(cls, data: config.Data, protocol: config.Protocol) -> "Design":
@@ -52,6 +52,11 @@ class Design:
             "dev_speakers": protocol.dev_speakers,
             "select": protocol.select,
         }
+        # A run's folds have one order of classes. That of the corpus is not written out, the ids of runs depend on it.
+        place = {label: at for at, label in enumerate((*prepared.classes, *prepared.manifest["other_labels"]))}
+        usual = sorted(space.members, key=lambda name: min(place[label] for label in space.members[name]))
+        if usual != list(space.classes):
+            rules["order"] = list(space.classes)
         return cls(prepared, labelled, folds, rules)
 
     @property

@@ -52,6 +52,9 @@ def test_the_hash_covers_data_labels_folds_dev_and_selection(tiny_data: Path, tm
         design_of(tiny_data, select="last"),
     ]
     assert len({design.hash for design in [reference, *others]}) == 5
+    # Predictions of a run are read by one order of the classes.
+    turned = design_of(tiny_data, {"labels": {"low": ["sadness", "boredom"], "high": ["anger", "fear"]}})
+    assert turned.classes != others[1].classes and turned.hash != others[1].hash
 
 
 def test_leaks_are_refused_by_name_unless_allowed_and_then_told(tiny_data: Path, leaky: str) -> None:
@@ -92,7 +95,8 @@ def test_the_hash_of_a_corpus_is_the_same_for_ever(tmp_path: Path) -> None:
     path = write_prepared(tmp_path / "hand", "hand", rows, halves, session=sessions)
     assert Prepared.open(path).data_hash == "52d57b5666d87e4ad2b3e0c1169035258da339f2afe39843c795a7f721942a80"
     assert design_of(path).hash == "f418df4a27d6"
-    assert design_of(path, {"labels": {"good": ["joy"], "bad": ["anger"]}}, folds="halves").hash == "bfc4a1ae3225"
+    assert design_of(path, {"labels": {"bad": ["anger"], "good": ["joy"]}}, folds="halves").hash == "bfc4a1ae3225"
+    assert design_of(path, {"labels": {"good": ["joy"], "bad": ["anger"]}}, folds="halves").hash == "99528834d25f"
     assert design_of(path, folds="session", select="last").hash == "e764fe4cbcda"
 
 
