@@ -24,7 +24,7 @@ class Design:
     folds: Folds
     """Without the utterances that the label space drops."""
     rules: dict[str, Any]
-    """What decides a result beside who is where: data hash, classes and their order, targets, dev and selection rule."""
+    """What decides a result beside who is where: data, classes and their order, targets, dev and selection rule."""
 
     @classmethod
     def of(cls, data: config.Data, protocol: config.Protocol) -> "Design":
