@@ -24,11 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 from sermll import checkpoint, config, metrics
 from sermll.errors import SermllError, StorageError, TrainingError
 from sermll.feed import Batch, Feed, FoldData
-from sermll.files import whole, write_json
+from sermll.files import read_json, whole, write_json
 from sermll.job import FoldJob
 from sermll.model import System
 from sermll.optimizer import Adam, Step, make_optimizer, set_rates
 from sermll.results import DEV_PREDICTIONS, LAST_PREDICTIONS, PREDICTIONS
+from sermll.storage import address, fetch, names
 
 RANDOM = "random"
 """In a checkpoint within an epoch: the states of the workers' generators."""
@@ -80,6 +81,9 @@ def train_fold(
             module.flatten_parameters()  # a copy's weights lie apart, and a GPU would join them at every call
 
     resumed, faults = _chosen(job, rank, device)
+    with agreed(device):
+        if rank == 0:
+            _refuse_other_weights(job, system, resumed)
     history: list[dict[str, Any]] = []
     before_s = 0.0
     begun, random = Sums(), {}
@@ -200,6 +204,30 @@ def _chosen(job: FoldJob, rank: int, device: torch.device) -> tuple[checkpoint.C
     return resumed, faults
 
 
+def _encoder_of(system: System) -> dict[str, str]:
+    """The fingerprint of pre-trained weights, by its name in notes and results; the settings do not tell them."""
+    fingerprint = getattr(system.recognizer.encoder, "fingerprint", None)
+    return {"encoder": fingerprint} if fingerprint else {}
+
+
+def _refuse_other_weights(job: FoldJob, system: System, resumed: checkpoint.Checkpoint | None) -> None:
+    """Folds of a run share the weights they begin with: under a name there may be others by now."""
+    mine, run = _encoder_of(system).get("encoder"), Path(job.folder).parent
+    told = {} if resumed is None else {resumed.path: resumed.notes}
+    for name in names(run) if mine else []:
+        path = run / name / "result.json"
+        if name.startswith("fold-"):
+            fetch(path)
+            told |= {path: read_json(path)} if path.exists() else {}
+    for path, notes in told.items():
+        if mine and notes.get("encoder", mine) != mine:
+            raise TrainingError(
+                f"{address(path)}: began with other weights of {job.settings['model']['encoder']['name']} "
+                f"({notes['encoder'][:12]}) than there are now ({mine[:12]}); folds of a run share them: bring those "
+                "back, or give the new ones a folder of another name"
+            )
+
+
 def _keep(
     job: FoldJob,
     modules: Mapping[str, System],
@@ -218,6 +246,7 @@ def _keep(
         for name, table in tables.items():
             pq.write_table(table, folder / name)
         notes = {"run": job.run, "epoch": latest, "history": history, "wall_s": wall_s}
+        notes |= _encoder_of(modules["model"])
         checkpoint.save(folder, modules, optimizer, notes)
     checkpoint.keep_only(job.checkpoints, {latest, latest - 1, int(np.argmax(scores))})
     write_json(Path(job.folder) / "history.json", history)
@@ -235,6 +264,7 @@ def _keep_begun(
     """Write a checkpoint within the epoch after those of the history; the epoch's own takes its place later."""
     with checkpoint.writing(job.checkpoints, len(history)) as folder:
         notes = {"run": job.run, "epoch": len(history), "history": history, "wall_s": wall_s, "begun": begun}
+        notes |= _encoder_of(modules["model"])
         checkpoint.save(folder, modules, optimizer, notes, {RANDOM: states})
 
 
@@ -282,6 +312,7 @@ def _finish(job: FoldJob, wall_s: float) -> None:
         "last_checkpoint": f"checkpoints/{last.path.name}",
         "seconds": round(sum(row["train_s"] + row["eval_s"] for row in history), 1),
         "wall_s": round(wall_s, 1),
+        **{name: chosen.notes[name] for name in ("encoder",) if name in chosen.notes},
     }
     write_json(folder / "result.json", result)
 

@@ -87,7 +87,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
     """Join the finished folds: predictions of all, and metrics.json from their counts.
 
     Raises:
-        DataError: no fold is finished, or a fold's file is missing or damaged.
+        DataError: no fold is finished, a fold's file is missing or damaged, or folds began with different weights.
     """
     fetch_run(run_dir)
     run = read_json(run_dir / "run.json")
@@ -95,6 +95,12 @@ def gather(run_dir: Path) -> dict[str, Any]:
     results = finished_folds(run_dir)
     if not results:
         raise DataError(f"{address(run_dir)}: no fold is finished")
+    weights = {result["encoder"]: result["fold"] for result in results if "encoder" in result}
+    if len(weights) > 1:
+        raise DataError(
+            f"{address(run_dir)}: folds {' and '.join(map(str, weights.values()))} began with different weights of the "
+            "encoder; remove the folders of those with the wrong ones, and give the same command again"
+        )
     tables: dict[str, pa.Table] = {}
     for name in (PREDICTIONS, LAST_PREDICTIONS, DEV_PREDICTIONS):
         parts = []

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from sermll.loop import (
 )
 from sermll.model import System
 from sermll.optimizer import Step, make_optimizer
+from sermll.pretrained import PretrainedEncoder
 from sermll.train import Designs, Run
 
 Settings = Callable[..., Any]
@@ -236,6 +238,45 @@ def test_a_fold_that_is_left_within_an_epoch_goes_on_bit_for_bit(
     saved = [json.loads(path.read_text()) for path in sorted(left.glob("checkpoints/*/checkpoint.json"))]
     assert [notes.get("begun", {}).get("batches", 14) for notes in saved] == batches
     assert contents(trained(settings, tmp_path / "left")) == contents(trained(settings, tmp_path / "calm"))
+
+
+def save_wavlm(folder: Path, seed: int) -> Path:
+    from transformers import WavLMConfig, WavLMModel
+
+    torch.manual_seed(seed)
+    tiny = WavLMConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    WavLMModel(tiny).save_pretrained(folder)
+    return folder
+
+
+def test_folds_of_a_run_begin_with_the_same_weights_of_the_encoder(settings: Settings, tmp_path: Path) -> None:
+    wavlm = save_wavlm(tmp_path / "wavlm", seed=0)
+    words = ["model.encoder.kind=pretrained", f"model.encoder.name={wavlm}", "model.pool.heads=2"]
+    (tmp_path / "folds.yaml").write_text("[{test: ['03'], dev: ['08']}, {test: ['09'], dev: ['10']}]")
+    words += [f"protocol.folds={tmp_path / 'folds.yaml'}", "optim.epochs=2", f"tracking.runs={tmp_path / 'runs'}"]
+    run = Run.of(settings(*words), Designs())
+    run.open()
+    (first, data), (second, others) = run.unfinished
+    train_fold(first, data, in_process, CPU)
+    encoder = json.loads((Path(first.folder) / "result.json").read_text())["encoder"]
+    assert encoder == PretrainedEncoder(config.Pretrained(name=str(wavlm))).fingerprint
+
+    save_wavlm(wavlm, seed=1)
+    with pytest.raises(
+        TrainingError, match=rf"fold-0/result\.json: began with other weights of {wavlm} .*{encoder[:12]}"
+    ):
+        train_fold(second, others, in_process, CPU)
+    assert not list(Path(second.folder).glob("checkpoints/*"))
+    save_wavlm(wavlm, seed=0)
+    train_fold(second, others, in_process, CPU, leave=lambda: True)  # after the first epoch
+    assert len(second.history()) == 1 and not second.finished
+    shutil.rmtree(first.folder)
+    save_wavlm(wavlm, seed=1)
+    with pytest.raises(TrainingError, match=r"checkpoint_00000: began with other weights"):
+        train_fold(second, others, in_process, CPU)
 
 
 def test_the_time_of_a_fold_is_that_of_all_attempts(

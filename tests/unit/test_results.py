@@ -11,7 +11,7 @@ from scipy.special import softmax
 from sermll import calibration, report, results
 from sermll.calibration import expected_calibration_error, fit_temperature
 from sermll.errors import DataError
-from sermll.files import read_json
+from sermll.files import read_json, write_json
 from sermll.metrics import speaker_bootstrap
 
 
@@ -86,4 +86,13 @@ def test_folds_of_another_version_are_named(tmp_path: Path) -> None:
     run = gathered(tmp_path / "demo-0123456789ab")
     (run / "fold-1" / results.DEV_PREDICTIONS).unlink()
     with pytest.raises(DataError, match=r"fold-1/predictions_dev\.parquet: not there; .* another version"):
+        results.gather(run)
+
+
+def test_folds_that_began_with_different_weights_are_no_run(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab")
+    for fold, encoder in enumerate("aab"):
+        path = run / f"fold-{fold}" / "result.json"
+        write_json(path, {**read_json(path), "encoder": encoder})
+    with pytest.raises(DataError, match="folds 1 and 2 began with different weights of the encoder"):
         results.gather(run)
