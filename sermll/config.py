@@ -152,13 +152,24 @@ class LogMel(Section):
 
     kind: Literal["logmel"] = "logmel"
     mels: int = Field(default=80, ge=16, le=128, description="mel bands")
-    dim: int = Field(default=128, ge=16, le=1024, description="width of a frame")
+    dim: int = Field(
+        default=128,
+        ge=16,
+        le=1024,
+        multiple_of=2,
+        description="width of a frame, half of it for each direction of time",
+    )
     dropout: float = Field(default=0.2, ge=0, lt=1, description="share of values dropped in training")
     spec_augment: bool = Field(default=True, description="mask bands of time and frequency in training")
     channels: int = Field(default=16, ge=4, le=256, description="channels of the first of four convolutions")
     warp: float = Field(
         default=0.0, ge=0, le=0.3, description="scale frequencies in training by up to this share, as other speakers'"
     )
+
+    @property
+    def width(self) -> tuple[int, str]:
+        """Width of a frame, and the setting that it is."""
+        return self.dim, "model.encoder.dim"
 
 
 class MFCC(Section):
@@ -169,6 +180,11 @@ class MFCC(Section):
     channels: int = Field(default=39, ge=4, le=1024, description="channels of every convolution, the width of a frame")
     blocks: int = Field(default=8, ge=1, le=12, description="blocks in each direction, dilated by 1, 2, 4, ... frames")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="share of channels dropped in training")
+
+    @property
+    def width(self) -> tuple[int, str]:
+        """Width of a frame, and the setting that it is."""
+        return self.channels, "model.encoder.channels"
 
 
 class ResNet(Section):
@@ -183,6 +199,11 @@ class ResNet(Section):
     warp: float = Field(
         default=0.0, ge=0, le=0.3, description="scale frequencies in training by up to this share, as other speakers'"
     )
+
+    @property
+    def width(self) -> tuple[int, str]:
+        """Width of a frame, and the setting that it comes of."""
+        return 8 * self.channels, "eight times model.encoder.channels"
 
 
 class FLAM(Section):
@@ -228,6 +249,18 @@ class Model(Section):
         _kind_or("flam"),
     ] = FLAM()
     embedding_dim: int = Field(default=64, ge=2, description="width of the embedding z and of the frame projections h")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        # A pre-trained encoder's width is known from its files alone: `FrameLevelAttention` refuses it.
+        if isinstance(self.pool, FLAM) and not isinstance(self.encoder, Pretrained):
+            width, setting = self.encoder.width
+            if width % self.pool.heads:
+                raise ValueError(
+                    f"{self.pool.heads} heads (model.pool.heads) do not divide a frame's width of {width} ({setting}); "
+                    "change one of them"
+                )
+        return self
 
 
 class KL(Section):

@@ -67,6 +67,13 @@ def test_defaults_are_the_papers() -> None:
         ("resources.workers=[3,1]", ["resources.workers", "the smaller first"]),
         ("resources.workers=[0,1]", ["resources.workers", "greater than or equal to 1"]),
         ("optim.lr.x=1", ["optim.lr"]),
+        ("model.encoder={kind: logmel, dim: 33}", ["model.encoder.dim", "multiple of 2", "33"]),
+        (
+            "model={encoder: {kind: logmel}, pool: {heads: 5}}",
+            ["5 heads (model.pool.heads)", "128 (model.encoder.dim)"],
+        ),
+        ("model.encoder.kind=mfcc", ["16 heads (model.pool.heads)", "39 (model.encoder.channels)"]),
+        ("model.encoder={kind: resnet, channels: 5}", ["16 heads", "40 (eight times model.encoder.channels)"]),
     ],
 )
 def test_a_fault_is_named_with_what_is_allowed(word: str, words_of_the_error: list[str]) -> None:
@@ -85,6 +92,12 @@ def test_settings_without_effect_are_refused() -> None:
         build("model.encoder.tune=none", "model.encoder.gradient_checkpointing=true")
     with pytest.raises(ConfigError, match="kl or focal must be on"):
         build("losses.kl=null", "losses.focal=null")
+
+
+def test_heads_matter_to_the_pool_that_has_them_and_where_the_width_is_known() -> None:
+    assert build("model.encoder.kind=mfcc", "model.pool.kind=mean").model.encoder.kind == "mfcc"
+    assert build("model.encoder.kind=mfcc", "model.pool.heads=13").model.encoder.kind == "mfcc"
+    assert build("model.pool.heads=7").model.encoder.kind == "pretrained"  # the files tell, when they are loaded
 
 
 def test_every_fault_is_told_at_once() -> None:
