@@ -20,7 +20,7 @@ from sermll.errors import ConfigError, ProtocolError
 from sermll.feed import FoldData
 from sermll.loop import FoldJob
 from sermll.pretrained import frame_width
-from sermll.protocol import Fold, Folds, find_leaks
+from sermll.protocol import Fold, Folds, check_classes, check_dev, find_leaks
 from sermll.space import Choice, as_meant, check, conditional, points
 from sermll.storage import place
 from sermll.study import AT_RANDOM, Pruner, Sampler, Taken, finished, located
@@ -310,7 +310,8 @@ def inner_design(design: Design, held_out: Sequence[int], count: int) -> Design:
 
     Raises:
         ConfigError: fewer other folds than `count`.
-        ProtocolError: somebody or something is both held out and trained on.
+        ProtocolError: somebody or something is both held out and trained on, or an inner fold cannot be learned or
+            chosen by.
     """
     folds = {fold.index: fold for fold in design.folds.folds}
     table = design.prepared.table
@@ -338,6 +339,12 @@ def inner_design(design: Design, held_out: Sequence[int], count: int) -> Design:
         inner.append(Fold(index, rows, {"train": train, "dev": tuple(dev), "test": ()}))
         if not (len(rows["train"]) and len(rows["dev"])):
             raise ProtocolError(f"inner fold {index}: nobody is left to train or to choose by; hold out fewer folds")
+        try:
+            heard = Fold(index, {"train": rows["train"], "dev": rows["dev"]}, inner[-1].speakers)
+            check_classes(heard, design.labelled.labels, design.classes)
+            check_dev(heard, design.labelled.labels, design.classes, "give other protocol.folds or test_folds")
+        except ProtocolError as error:
+            raise ProtocolError(f"inner {error}") from None
     outside = np.unique(np.concatenate([folds[index].rows["test"] for index in held_out]))
     apart = Fold(0, {"train": pool, "dev": nobody, "test": outside}, {"train": (), "dev": (), "test": ()})
     leaks = [leak for fold in (*inner, apart) for leak in find_leaks(fold, table)]
