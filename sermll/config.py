@@ -302,7 +302,7 @@ class Losses(Section):
     supcon: SupCon | None = SupCon()
     gather: bool = Field(
         default=True,
-        description="center and SupCon see the global batch of all workers; false: each worker's share alone",
+        description="SupCon compares the frames of the global batch; false: of each worker's share alone",
     )
 
     @model_validator(mode="after")
@@ -338,7 +338,10 @@ class Optim(Section):
 
 
 class Resources(Section):
-    """Machines, not science: nothing here changes what a run computes or its id."""
+    """Machines, not science: a run's id does not depend on them, but for `workers` where `losses.gather` is off.
+
+    Of the rest, the number of workers alone changes what is computed: each draws its own dropout and masks.
+    """
 
     workers: Count | tuple[Count, Count] = Field(
         default=1,
@@ -423,15 +426,35 @@ class Experiment(Section):
                 f"optim.batch_size is the batch of all workers: {self.optim.batch_size} is too small for "
                 f"{self.resources.most} of resources.workers (two utterances a worker at least)"
             )
+        if not self.losses.gather:
+            self._gather_has_one_effect()
         if self.losses.center is None and "center_lr" in self.optim.model_fields_set and self.optim.center_lr != 5e-3:
             raise ValueError("optim.center_lr has no effect when losses.center is null")
         return self
 
+    def _gather_has_one_effect(self) -> None:
+        if self.losses.supcon is None:
+            raise ValueError(
+                "losses.gather=false has no effect when losses.supcon is null: the other losses are means over "
+                "utterances, whoever computes them"
+            )
+        if self.resources.most == 1:
+            raise ValueError("losses.gather=false has no effect with resources.workers=1, whose share is the batch")
+        if not isinstance(self.resources.workers, int):
+            raise ValueError(
+                f"losses.gather=false with resources.workers={list(self.resources.workers)}: what SupCon compares "
+                "would depend on how many machines there happen to be; give one number of workers"
+            )
+
     def science(self) -> dict[str, Any]:
-        """The settings that decide the numbers, beside the protocol: not the machines, nor the choice of folds."""
+        """The settings that decide the numbers, beside the protocol: not the machines, nor the choice of folds.
+
+        Where workers compare the frames of their own shares alone, how many they are decides, too.
+        """
         protocol = {"data": {"path": True, "labels": True, "targets": True}, "protocol": True}
         outside = {"name": True, "fold": True, "resources": True, "tracking": True, **protocol}
-        return self.model_dump(mode="json", exclude=outside)
+        told = self.model_dump(mode="json", exclude=outside)
+        return told if self.losses.gather else told | {"resources": {"workers": self.resources.workers}}
 
 
 def run_id(experiment: Experiment, protocol_hash: str) -> str:

@@ -90,6 +90,10 @@ def test_settings_without_effect_are_refused() -> None:
         build("losses.center=null", "optim.center_lr=1")
     with pytest.raises(ConfigError, match="gradient_checkpointing has no effect"):
         build("model.encoder.tune=none", "model.encoder.gradient_checkpointing=true")
+    with pytest.raises(ConfigError, match=r"gather=false has no effect with resources\.workers=1"):
+        build("losses.gather=false")
+    with pytest.raises(ConfigError, match=r"gather=false has no effect when losses\.supcon is null"):
+        build("losses.gather=false", "losses.supcon=null", "resources.workers=2")
     with pytest.raises(ConfigError, match="kl or focal must be on"):
         build("losses.kl=null", "losses.focal=null")
 
@@ -173,6 +177,26 @@ def test_run_id_depends_on_the_science_alone() -> None:
     for word in ("optim.lr=2e-4", "seed=1", "losses.focal=null", "data.crop_s=3"):
         assert run_id(build(word), "hash") != reference
     assert run_id(build(), "other hash") != reference
+
+
+def test_a_run_has_its_id_for_ever() -> None:
+    """Runs are named by it: a change here makes every finished run another one."""
+    scratch = ("model.encoder.kind=logmel", "mixup.kind=none", "losses.supcon=null")
+    assert run_id(build(), "hash") == run_id(build("resources.workers=[1,4]"), "hash") == "56a7dc094bb9"
+    assert run_id(build(*scratch), "hash") == "a005043aad2a"
+    assert run_id(build("model.encoder.kind=mfcc", "model.pool.kind=mean"), "hash") == "2a025e8b1303"
+    plain = ("losses.center=null", "losses.supcon=null", "optim.epochs=3", "seed=7")
+    assert run_id(build(*plain), "hash") == run_id(build(*plain, "resources.workers=4"), "hash") == "563f2ab10c14"
+
+
+def test_workers_are_science_where_each_compares_its_own_share() -> None:
+    apart = [run_id(build("losses.gather=false", f"resources.workers={count}"), "hash") for count in (2, 3)]
+    assert len({run_id(build(), "hash"), *apart}) == 3
+    same = build("losses.gather=false", "resources.workers=2", "resources.memory_gb=4", "resources.parallel_folds=1")
+    assert run_id(same, "hash") == apart[0]
+    for words in ("[1,4]", "[2,4]"):
+        with pytest.raises(ConfigError, match="depend on how many machines there happen to be; give one number"):
+            build("losses.gather=false", f"resources.workers={words}")
 
 
 def test_resolved_settings_round_trip_through_yaml(tmp_path: Path) -> None:
