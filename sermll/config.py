@@ -78,7 +78,8 @@ class Protocol(Section):
     )
     dev_speakers: int | Auto = Field(
         default="auto",
-        description="the next so many speakers after the test group are dev; auto: a tenth of the rest",
+        description="the next so many speakers after the test group are dev; auto: a tenth of the rest, of "
+        "folds=session the whole next session",
     )
 
     select: Literal["dev_ua", "dev_loss", "last"] = Field(
