@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sermll.errors import ConfigError
 
@@ -31,9 +41,18 @@ def without_password(url: str) -> str:
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, unknown keys refused, NaN and infinity refused."""
+    """Base of every section: immutable, unknown keys refused, NaN, infinity and truth values for numbers refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:  # whatever a file holds
+        if any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value])):
+            types = _types(cls.model_fields[str(field.field_name)].annotation)
+            if bool not in types and (int in types or float in types):  # to pydantic, true is 1
+                raise ValueError("a number is wanted, not true or false")
+        return value
 
 
 def _kind_or(default: str) -> Discriminator:
@@ -596,14 +615,17 @@ def _describe(faults: Iterable[Any], root: type[BaseModel]) -> str:
     """The faults in words, one line a key: the dotted key, what is wrong, what was found."""
     lines: dict[str, str] = {}
     for fault in faults:
-        key, known = _locate(fault["loc"], root)
+        key, sections = _locate(fault["loc"], root)
+        known = sorted({name for section in sections for name in section.model_fields})
         if fault["type"] == "extra_forbidden":
             near = get_close_matches(key.rpartition(".")[2], known, n=1)
             message = "no such key; " + (f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
         elif fault["type"] == "missing":
             message = f"missing; give it in the file or as {key}=value"
-        elif fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            message = f"kind must be one of {fault['ctx'].get('expected_tags', '')}, got {fault['ctx'].get('tag')!r}"
+        elif fault["type"] == "union_tag_invalid":
+            message = f"kind must be one of {fault['ctx']['expected_tags']}, got {fault['ctx']['tag']!r}"
+        elif fault["type"] == "union_tag_not_found":
+            message = _no_kind(key, fault["input"], [section.model_fields["kind"].default for section in sections])
         else:
             found = "" if isinstance(fault["input"], dict) else f", got {fault['input']!r}"
             message = fault["msg"].removeprefix("Value error, ") + found
@@ -612,8 +634,16 @@ def _describe(faults: Iterable[Any], root: type[BaseModel]) -> str:
     return "\n".join(f"{key}: {message}" if key else message for key, message in lines.items())
 
 
-def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, list[str]]:
-    """The dotted key a fault's location means, and the keys known beside it."""
+def _no_kind(key: str, found: Any, kinds: list[str]) -> str:  # whatever a file holds
+    """What to say of a section that was given as something else, or with a kind that is nothing."""
+    given = found.get("kind") if isinstance(found, Mapping) else found
+    likely = [kind for kind in kinds if kind == ("none" if given is None else given)]
+    shown = "null" if given is None else repr(given)
+    return f"got {shown} where a section is meant; give {key}.kind={' or '.join(likely or kinds)}"
+
+
+def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, list[type[BaseModel]]]:
+    """The dotted key a fault's location means, and the sections it may hold, or of an unknown key those it is in."""
     sections: list[type[BaseModel]] = [root]
     steps: list[str] = []
     for place, part in enumerate(location):
@@ -627,11 +657,15 @@ def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str
         steps.append(str(part))
         if fields:
             sections = [section for annotation in fields for section in _sections(annotation)]
-    return ".".join(steps), sorted({name for s in sections for name in s.model_fields})
+    return ".".join(steps), sections
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:  # a typing form
     """The section classes an annotation may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
+    return [part for part in _types(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+def _types(annotation: Any) -> list[Any]:  # a typing form
+    """What an annotation is made of, once its unions and collections are taken apart."""
+    parts = get_args(annotation)
+    return [single for part in parts for single in _types(part)] if parts else [annotation]

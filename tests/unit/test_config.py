@@ -67,6 +67,20 @@ def test_defaults_are_the_papers() -> None:
         ("resources.workers=[3,1]", ["resources.workers", "the smaller first"]),
         ("resources.workers=[0,1]", ["resources.workers", "greater than or equal to 1"]),
         ("optim.lr.x=1", ["optim.lr"]),
+        ("model.pool=flam", ["model.pool: got 'flam'", "give model.pool.kind=flam"]),
+        ("mixup=lam", ["mixup: got 'lam'", "give mixup.kind=lam"]),
+        ("mixup=null", ["mixup: got null", "give mixup.kind=none"]),
+        ("mixup.kind=null", ["mixup: got null", "give mixup.kind=none"]),
+        ("model.encoder=null", ["got null", "give model.encoder.kind=pretrained or logmel or mfcc or resnet"]),
+        ("model.encoder=[whisper]", ["got ['whisper']", "model.encoder.kind=pretrained or logmel"]),
+        ("seed=true", ["seed", "a number is wanted", "True"]),
+        ("optim.epochs=true", ["optim.epochs", "a number is wanted"]),
+        ("optim.lr=on", ["optim.lr", "a number is wanted"]),
+        ("fold=false", ["fold", "a number is wanted"]),
+        ("protocol.dev_speakers=true", ["protocol.dev_speakers", "a number is wanted"]),
+        ("losses.focal.weight=true", ["losses.focal.weight", "a number is wanted"]),
+        ("mixup.snr_db=[true, 5]", ["mixup.snr_db", "a number is wanted", "[True, 5]"]),
+        ("resources.workers=[true, 4]", ["resources.workers", "a number is wanted"]),
         ("model.encoder={kind: logmel, dim: 33}", ["model.encoder.dim", "multiple of 2", "33"]),
         (
             "model={encoder: {kind: logmel}, pool: {heads: 5}}",
@@ -102,6 +116,11 @@ def test_heads_matter_to_the_pool_that_has_them_and_where_the_width_is_known() -
     assert build("model.encoder.kind=mfcc", "model.pool.kind=mean").model.encoder.kind == "mfcc"
     assert build("model.encoder.kind=mfcc", "model.pool.heads=13").model.encoder.kind == "mfcc"
     assert build("model.pool.heads=7").model.encoder.kind == "pretrained"  # the files tell, when they are loaded
+
+
+def test_true_and_false_are_values_where_they_are_meant() -> None:
+    assert build("protocol.allow_leak=true", "tracking.mlflow=false").protocol.allow_leak is True
+    assert build("losses.gather=true", "seed=1", "optim.lr=1").seed == 1
 
 
 def test_every_fault_is_told_at_once() -> None:
