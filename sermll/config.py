@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sermll.errors import ConfigError
 
@@ -31,9 +41,18 @@ def without_password(url: str) -> str:
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, unknown keys refused, NaN and infinity refused."""
+    """Base of every section: immutable, unknown keys refused, NaN, infinity and truth values for numbers refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:  # whatever a file holds
+        if any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value])):
+            types = _types(cls.model_fields[str(field.field_name)].annotation)
+            if bool not in types and (int in types or float in types):  # to pydantic, true is 1
+                raise ValueError("a number is wanted, not true or false")
+        return value
 
 
 def _kind_or(default: str) -> Discriminator:
@@ -78,7 +97,8 @@ class Protocol(Section):
     )
     dev_speakers: int | Auto = Field(
         default="auto",
-        description="the next so many speakers after the test group are dev; auto: a tenth of the rest",
+        description="the next so many speakers after the test group are dev; auto: a tenth of the rest, of "
+        "folds=session the whole next session",
     )
 
     select: Literal["dev_ua", "dev_loss", "last"] = Field(
@@ -152,13 +172,24 @@ class LogMel(Section):
 
     kind: Literal["logmel"] = "logmel"
     mels: int = Field(default=80, ge=16, le=128, description="mel bands")
-    dim: int = Field(default=128, ge=16, le=1024, description="width of a frame")
+    dim: int = Field(
+        default=128,
+        ge=16,
+        le=1024,
+        multiple_of=2,
+        description="width of a frame, half of it for each direction of time",
+    )
     dropout: float = Field(default=0.2, ge=0, lt=1, description="share of values dropped in training")
     spec_augment: bool = Field(default=True, description="mask bands of time and frequency in training")
     channels: int = Field(default=16, ge=4, le=256, description="channels of the first of four convolutions")
     warp: float = Field(
         default=0.0, ge=0, le=0.3, description="scale frequencies in training by up to this share, as other speakers'"
     )
+
+    @property
+    def width(self) -> tuple[int, str]:
+        """Width of a frame, and the setting that it is."""
+        return self.dim, "model.encoder.dim"
 
 
 class MFCC(Section):
@@ -169,6 +200,11 @@ class MFCC(Section):
     channels: int = Field(default=39, ge=4, le=1024, description="channels of every convolution, the width of a frame")
     blocks: int = Field(default=8, ge=1, le=12, description="blocks in each direction, dilated by 1, 2, 4, ... frames")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="share of channels dropped in training")
+
+    @property
+    def width(self) -> tuple[int, str]:
+        """Width of a frame, and the setting that it is."""
+        return self.channels, "model.encoder.channels"
 
 
 class ResNet(Section):
@@ -183,6 +219,11 @@ class ResNet(Section):
     warp: float = Field(
         default=0.0, ge=0, le=0.3, description="scale frequencies in training by up to this share, as other speakers'"
     )
+
+    @property
+    def width(self) -> tuple[int, str]:
+        """Width of a frame, and the setting that it comes of."""
+        return 8 * self.channels, "eight times model.encoder.channels"
 
 
 class FLAM(Section):
@@ -229,6 +270,18 @@ class Model(Section):
     ] = FLAM()
     embedding_dim: int = Field(default=64, ge=2, description="width of the embedding z and of the frame projections h")
 
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        # A pre-trained encoder's width is known from its files alone: `FrameLevelAttention` refuses it.
+        if isinstance(self.pool, FLAM) and not isinstance(self.encoder, Pretrained):
+            width, setting = self.encoder.width
+            if width % self.pool.heads:
+                raise ValueError(
+                    f"{self.pool.heads} heads (model.pool.heads) do not divide a frame's width of {width} ({setting}); "
+                    "change one of them"
+                )
+        return self
+
 
 class KL(Section):
     """Kullback-Leibler divergence to the soft label, equation 6."""
@@ -269,7 +322,7 @@ class Losses(Section):
     supcon: SupCon | None = SupCon()
     gather: bool = Field(
         default=True,
-        description="center and SupCon see the global batch of all workers; false: each worker's share alone",
+        description="SupCon compares the frames of the global batch; false: of each worker's share alone",
     )
 
     @model_validator(mode="after")
@@ -305,7 +358,10 @@ class Optim(Section):
 
 
 class Resources(Section):
-    """Machines, not science: nothing here changes what a run computes or its id."""
+    """Machines, not science: a run's id does not depend on them, but for `workers` where `losses.gather` is off.
+
+    Of the rest, the number of workers alone changes what is computed: each draws its own dropout and masks.
+    """
 
     workers: Count | tuple[Count, Count] = Field(
         default=1,
@@ -390,15 +446,35 @@ class Experiment(Section):
                 f"optim.batch_size is the batch of all workers: {self.optim.batch_size} is too small for "
                 f"{self.resources.most} of resources.workers (two utterances a worker at least)"
             )
+        if not self.losses.gather:
+            self._gather_has_one_effect()
         if self.losses.center is None and "center_lr" in self.optim.model_fields_set and self.optim.center_lr != 5e-3:
             raise ValueError("optim.center_lr has no effect when losses.center is null")
         return self
 
+    def _gather_has_one_effect(self) -> None:
+        if self.losses.supcon is None:
+            raise ValueError(
+                "losses.gather=false has no effect when losses.supcon is null: the other losses are means over "
+                "utterances, whoever computes them"
+            )
+        if self.resources.most == 1:
+            raise ValueError("losses.gather=false has no effect with resources.workers=1, whose share is the batch")
+        if not isinstance(self.resources.workers, int):
+            raise ValueError(
+                f"losses.gather=false with resources.workers={list(self.resources.workers)}: what SupCon compares "
+                "would depend on how many machines there happen to be; give one number of workers"
+            )
+
     def science(self) -> dict[str, Any]:
-        """The settings that decide the numbers, beside the protocol: not the machines, nor the choice of folds."""
+        """The settings that decide the numbers, beside the protocol: not the machines, nor the choice of folds.
+
+        Where workers compare the frames of their own shares alone, how many they are decides, too.
+        """
         protocol = {"data": {"path": True, "labels": True, "targets": True}, "protocol": True}
         outside = {"name": True, "fold": True, "resources": True, "tracking": True, **protocol}
-        return self.model_dump(mode="json", exclude=outside)
+        told = self.model_dump(mode="json", exclude=outside)
+        return told if self.losses.gather else told | {"resources": {"workers": self.resources.workers}}
 
 
 def run_id(experiment: Experiment, protocol_hash: str) -> str:
@@ -544,14 +620,17 @@ def _describe(faults: Iterable[Any], root: type[BaseModel]) -> str:
     """The faults in words, one line a key: the dotted key, what is wrong, what was found."""
     lines: dict[str, str] = {}
     for fault in faults:
-        key, known = _locate(fault["loc"], root)
+        key, sections = _locate(fault["loc"], root)
+        known = sorted({name for section in sections for name in section.model_fields})
         if fault["type"] == "extra_forbidden":
             near = get_close_matches(key.rpartition(".")[2], known, n=1)
             message = "no such key; " + (f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
         elif fault["type"] == "missing":
             message = f"missing; give it in the file or as {key}=value"
-        elif fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            message = f"kind must be one of {fault['ctx'].get('expected_tags', '')}, got {fault['ctx'].get('tag')!r}"
+        elif fault["type"] == "union_tag_invalid":
+            message = f"kind must be one of {fault['ctx']['expected_tags']}, got {fault['ctx']['tag']!r}"
+        elif fault["type"] == "union_tag_not_found":
+            message = _no_kind(key, fault["input"], [section.model_fields["kind"].default for section in sections])
         else:
             found = "" if isinstance(fault["input"], dict) else f", got {fault['input']!r}"
             message = fault["msg"].removeprefix("Value error, ") + found
@@ -560,8 +639,16 @@ def _describe(faults: Iterable[Any], root: type[BaseModel]) -> str:
     return "\n".join(f"{key}: {message}" if key else message for key, message in lines.items())
 
 
-def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, list[str]]:
-    """The dotted key a fault's location means, and the keys known beside it."""
+def _no_kind(key: str, found: Any, kinds: list[str]) -> str:  # whatever a file holds
+    """What to say of a section that was given as something else, or with a kind that is nothing."""
+    given = found.get("kind") if isinstance(found, Mapping) else found
+    likely = [kind for kind in kinds if kind == ("none" if given is None else given)]
+    shown = "null" if given is None else repr(given)
+    return f"got {shown} where a section is meant; give {key}.kind={' or '.join(likely or kinds)}"
+
+
+def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, list[type[BaseModel]]]:
+    """The dotted key a fault's location means, and the sections it may hold, or of an unknown key those it is in."""
     sections: list[type[BaseModel]] = [root]
     steps: list[str] = []
     for place, part in enumerate(location):
@@ -575,11 +662,15 @@ def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str
         steps.append(str(part))
         if fields:
             sections = [section for annotation in fields for section in _sections(annotation)]
-    return ".".join(steps), sorted({name for s in sections for name in s.model_fields})
+    return ".".join(steps), sections
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:  # a typing form
     """The section classes an annotation may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
+    return [part for part in _types(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+def _types(annotation: Any) -> list[Any]:  # a typing form
+    """What an annotation is made of, once its unions and collections are taken apart."""
+    parts = get_args(annotation)
+    return [single for part in parts for single in _types(part)] if parts else [annotation]

@@ -86,6 +86,7 @@ def ensemble(runs: Sequence[Path], out: Path, method: Method) -> Ensemble:
         for member in members:
             if member.dev is None:
                 raise DataError(f"{member.path}: no {DEV_PREDICTIONS}, which stack is fitted on; mean needs none")
+            _check_fitted_on(member.path, member.dev)
     first, classes = members[0].run, members[0].run["data"]["classes"]
     ids = [member.run["run_id"] for member in members]
     run_id = hashlib.sha256(json.dumps([method, *sorted(ids)]).encode()).hexdigest()[:12]
@@ -196,6 +197,18 @@ def fit_stack(probabilities: Array, labels: NDArray[np.int64]) -> tuple[Array, f
     if found.status not in (0, 8):  # 8: no step lowers it any more, at the limit of precision
         raise DataError(f"the weights of an ensemble could not be fitted ({found.message}); mean needs no fit")
     return found.x / found.x.sum(), float(1 / found.x.sum())
+
+
+def _check_fitted_on(path: Path, dev: pa.Table) -> None:
+    """Refuse a fold with dev utterances of one class alone: who says it most readily would have all the weight."""
+    folds, labels = dev["fold"].to_numpy(), np.array(dev["label"].to_pylist())
+    for fold in np.unique(folds):
+        held = np.unique(labels[folds == fold])
+        if len(held) == 1:
+            raise DataError(
+                f"{path}: every dev utterance of fold {fold} is {str(held[0])!r}, and stack would weigh members by how "
+                "readily they say so; mean needs no dev utterances"
+            )
 
 
 def _fit(devs: Sequence[pa.Table], classes: Sequence[str]) -> dict[int, tuple[Array, float]]:

@@ -89,8 +89,8 @@ class System(nn.Module):
     """Recogniser and objective in one module, so that data-parallel training keeps all parameters equal.
 
     With `losses.gather` every worker computes the objective of the whole global batch from all workers' outputs, so
-    that N workers compute what one would. Without it, center and SupCon see each worker's share alone, and the shares
-    are averaged by their number of utterances.
+    that N workers compute what one would, but for dropout and masks, which each draws for itself. Without it, SupCon
+    compares the frames of each worker's share alone, and the shares are averaged by their number of utterances.
     """
 
     def __init__(self, settings: config.Experiment, num_classes: int, encoder: nn.Module | None = None) -> None:

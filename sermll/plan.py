@@ -1,7 +1,7 @@
 """The epoch plan: which utterances make up each batch, how each is cropped and with what it is mixed.
 
 A plan is a pure function of (training set, settings, seed, epoch). Whoever computes it - one worker or forty, now or
-after a restart - gets the same batches and the same mixes, so scheduling cannot change a result.
+after a restart - gets the same batches and the same mixes, so scheduling cannot change a batch.
 """
 
 from dataclasses import dataclass

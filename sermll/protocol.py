@@ -166,6 +166,26 @@ def check_classes(fold: Fold, labels: np.ndarray, classes: Sequence[str]) -> Non
         raise ProtocolError(f"fold {fold.index}: no training utterance of {', '.join(absent)}; it could not be learned")
 
 
+def check_dev(fold: Fold, labels: np.ndarray, classes: Sequence[str], instead: str) -> None:
+    """Refuse a fold to choose by whose dev utterances are all of one class: who always says it would be the best.
+
+    Args:
+        fold: without dropped utterances.
+        labels: class index by row of the prepared table.
+        classes: their names.
+        instead: what to do about it.
+
+    Raises:
+        ProtocolError: naming the class.
+    """
+    held = np.unique(labels[fold.rows["dev"]])
+    if len(held) == 1:
+        raise ProtocolError(
+            f"fold {fold.index}: every dev utterance is {classes[held[0]]!r} (speakers "
+            f"{', '.join(fold.speakers['dev'])}), and an epoch that always says so would be the best; {instead}"
+        )
+
+
 def _fold(index: int, speakers: Sequence[str], members: Mapping[str, Sequence[str]]) -> Fold:
     """A fold of whole speakers."""
     column = np.asarray(speakers)

@@ -174,7 +174,8 @@ def by_speaker(
 def calibrate(test: pa.Table, dev: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
     """How far the confidence in the test utterances can be believed, as it is and with a temperature.
 
-    Each fold has a temperature of its own, fitted on the fold's dev utterances; test utterances have no say in it.
+    Each fold has a temperature of its own, fitted on the fold's dev utterances; test utterances have no say in it. Of
+    dev utterances of one class alone it would learn how readily this class is said, not how rightly: it is 1 then.
 
     Args:
         test: predictions of the folds' test utterances.
@@ -194,7 +195,8 @@ def calibrate(test: pa.Table, dev: pa.Table, classes: Sequence[str]) -> dict[str
     temperatures, scaled = [], said.copy()
     for fold in np.unique(folds):
         held_out = dev_folds == fold
-        temperatures.append(calibration.fit_temperature(dev_said[held_out], dev_labels[held_out]))
+        one = len(np.unique(dev_labels[held_out])) == 1
+        temperatures.append(1.0 if one else calibration.fit_temperature(dev_said[held_out], dev_labels[held_out]))
         scaled[folds == fold] = calibration.apply_temperature(said[folds == fold], temperatures[-1])
     owner, tested = _speakers(test)
     speaker = metrics.numbered([name for _, name in tested])[0][owner]

@@ -5,7 +5,7 @@ a lane lives until no fold is left. A board, one light actor, hands the folds ou
 back to it, and whichever lane takes it next goes on from the newest checkpoint; a fold that cannot be trained is told
 and left, and the others go on. Lanes of several workers are placed as a whole or not at all, so that they cannot wait
 for each other. A lane whose number of workers may change is begun anew when nodes come or go, with the fold it has: the
-batches are the plans' whatever that number is, so only who makes them changes.
+batches are the plans' whatever that number is, so only who makes them changes, and what dropout and masks draw.
 """
 
 import resource

@@ -20,11 +20,11 @@ from sermll.errors import ConfigError, ProtocolError
 from sermll.feed import FoldData
 from sermll.loop import FoldJob
 from sermll.pretrained import frame_width
-from sermll.protocol import Fold, Folds, find_leaks
+from sermll.protocol import Fold, Folds, check_classes, check_dev, find_leaks
 from sermll.space import Choice, as_meant, check, conditional, points
 from sermll.storage import place
 from sermll.study import AT_RANDOM, Pruner, Sampler, Taken, finished, located
-from sermll.train import Designs
+from sermll.train import Designs, check_batch
 
 Objective = Literal["dev_ua", "worst_speaker_ua", "ece", "seconds"]
 DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
@@ -232,7 +232,8 @@ def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
     """Read a search file and open its data; see `read_search`.
 
     Raises:
-        ConfigError: the file, the space or a setting is not valid.
+        ConfigError: the file, the space or a setting is not valid, or a trial may have batches of more utterances than
+            it, or the final run, would train on.
         DataError, ProtocolError: the data and folds do not go together, or nobody is left to search with.
     """
     file, base = read_search(path, overrides)
@@ -256,7 +257,21 @@ def load_search(path: Path, overrides: Mapping[str, Any]) -> Search:
         )
         for folds in held
     )
+    largest = max(trial.optim.batch_size for _, trial in _asked(file, base, str(path)))
+    for inner in studies:
+        for fold in inner.design.folds.folds:
+            check_batch(largest, fold, f"inner fold {fold.index} of test {inner.title}")
+        for index in inner.test_folds:
+            check_batch(largest, design.folds.folds[index], f"fold {index}")
     return Search(file, path, base, experiment, folder, designs, studies, _recipe(file, base, str(path)))
+
+
+def _asked(file: SearchFile, base: Mapping[str, Any], source: str) -> list[tuple[Mapping[str, Any], Experiment]]:
+    """Trials that may be asked for: the experiment as it stands, the guesses, and points of the space."""
+    experiment = resolve(base, {}, source)
+    tree = experiment.model_dump(mode="json")
+    chosen = [*(as_meant(tree, guess) for guess in file.first), *points(file.space, tree)]
+    return [({}, experiment), *((overrides, resolve(base, overrides, source)) for overrides in chosen)]
 
 
 def _recipe(file: SearchFile, base: Mapping[str, Any], source: str) -> Recipe | None:
@@ -267,19 +282,16 @@ def _recipe(file: SearchFile, base: Mapping[str, Any], source: str) -> Recipe | 
     """
     if file.bank_mixes is None:
         return None
-    experiment = resolve(base, {}, source)
-    tree = experiment.model_dump(mode="json")
-    asked = [*(as_meant(tree, guess) for guess in file.first), *points(file.space, tree)]
-    trials = [experiment, *(resolve(base, overrides, source) for overrides in asked)]
-    heard = [trial.mixup.snr_db for trial in trials if isinstance(trial.mixup, EAM)]
+    asked = _asked(file, base, source)
+    heard = [trial.mixup.snr_db for _, trial in asked if isinstance(trial.mixup, EAM)]
     if not heard:
         raise ConfigError(f"bank_mixes={file.bank_mixes} has no effect: no trial mixes with mixup.kind=eam")
     chosen = file.space.get("mixup.snr_db")
     if chosen is not None and chosen.range:
         heard.append(chosen.range)
     widest = (min(pair[0] for pair in heard), max(pair[1] for pair in heard))
-    recipe = Recipe.of(experiment, file.bank_mixes, widest)
-    for overrides, trial in zip([{}, *asked], trials, strict=True):
+    recipe = Recipe.of(asked[0][1], file.bank_mixes, widest)
+    for overrides, trial in asked:
         try:
             recipe.check(trial)
         except ConfigError as error:
@@ -298,7 +310,8 @@ def inner_design(design: Design, held_out: Sequence[int], count: int) -> Design:
 
     Raises:
         ConfigError: fewer other folds than `count`.
-        ProtocolError: somebody or something is both held out and trained on.
+        ProtocolError: somebody or something is both held out and trained on, or an inner fold cannot be learned or
+            chosen by.
     """
     folds = {fold.index: fold for fold in design.folds.folds}
     table = design.prepared.table
@@ -326,6 +339,12 @@ def inner_design(design: Design, held_out: Sequence[int], count: int) -> Design:
         inner.append(Fold(index, rows, {"train": train, "dev": tuple(dev), "test": ()}))
         if not (len(rows["train"]) and len(rows["dev"])):
             raise ProtocolError(f"inner fold {index}: nobody is left to train or to choose by; hold out fewer folds")
+        try:
+            heard = Fold(index, {"train": rows["train"], "dev": rows["dev"]}, inner[-1].speakers)
+            check_classes(heard, design.labelled.labels, design.classes)
+            check_dev(heard, design.labelled.labels, design.classes, "give other protocol.folds or test_folds")
+        except ProtocolError as error:
+            raise ProtocolError(f"inner {error}") from None
     outside = np.unique(np.concatenate([folds[index].rows["test"] for index in held_out]))
     apart = Fold(0, {"train": pool, "dev": nobody, "test": outside}, {"train": (), "dev": (), "test": ()})
     leaks = [leak for fold in (*inner, apart) for leak in find_leaks(fold, table)]

@@ -25,8 +25,8 @@ from sermll.errors import ConfigError
 
 OUTSIDE = ("name", "seed", "fold", "data.path", "data.labels", "data.targets", "protocol", "resources", "tracking")
 """What a trial cannot choose: it decides what is asked, or on which machines, not how well it is answered."""
-TRIED = 64
-"""Random points of a space that are validated before anything starts."""
+TRIED, LISTED = 64, 1000
+"""Points of a space that are validated before anything starts: at random, and of all combinations at most so many."""
 LEAST_SHARE = 1e-3
 """Smallest share of a weight on a simplex: a loss that is on has a weight."""
 Pair = tuple[float, float]
@@ -270,7 +270,10 @@ def check(space: Mapping[str, Choice], tree: Mapping[str, Any], overrides: Mappi
 
 
 def points(space: Mapping[str, Choice], tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Overrides by which a space is looked at: the ends of every entry, and points drawn at random.
+    """Overrides by which a space is looked at.
+
+    Each value of a choice, each whole number, and the ends of what else is chosen; all combinations of choices and
+    whole numbers, or the first LISTED of more; and points drawn at random.
 
     Args:
         space: what is to be chosen.
@@ -280,8 +283,25 @@ def points(space: Mapping[str, Choice], tree: Mapping[str, Any]) -> Iterator[dic
 
 
 def _choosers(space: Mapping[str, Choice]) -> "Iterator[Drawn]":
-    yield from (Ends(name, high=high) for name in space for high in (False, True))
+    for name, choice in space.items():
+        low, high = choice.whole or (1, len(choice.choice or (1, 2)))
+        yield from (Placed(name, place) for place in np.linspace(0, 1, min(high - low + 1, LISTED)).tolist())
+    for top in (False, True):
+        yield from _combined(top)
     yield from (Drawn(np.random.default_rng([0, number])) for number in range(TRIED))
+
+
+def _combined(top: bool) -> "Iterator[Listed]":
+    """Choosers of one combination after the other, each to be used before the next is asked for."""
+    places: list[int] = []
+    for _ in range(LISTED):
+        chooser = Listed(places, top)
+        yield chooser
+        onward = [at for at, (place, size) in enumerate(chooser.listed) if place + 1 < size]
+        if not onward:
+            return
+        places = [place for place, _ in chooser.listed[: onward[-1] + 1]]
+        places[-1] += 1
 
 
 class Drawn:
@@ -310,24 +330,59 @@ class Drawn:
         return choices[int(self._generator.integers(len(choices)))]
 
 
-class Ends(Drawn):
-    """Chooses the lowest or the highest for one entry, and anything for the others."""
+class Placed(Drawn):
+    """Chooses for one entry by the place between its first or lowest value, 0, and its last, 1; others at random."""
 
-    def __init__(self, entry: str, *, high: bool) -> None:
+    def __init__(self, entry: str, place: float) -> None:
         super().__init__(np.random.default_rng(0))
-        self._entry, self._high = entry, high
+        self._entry, self._place = entry, place
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """An end of the entry's, else a number within [low, high]."""
+        """What is at the place, if it is the entry's or a part of it."""
         drawn = super().suggest_float(name, low, high, log=log)
         if name == self._entry or name.rpartition(".")[0] == self._entry:
-            return high if self._high else low
+            return high if self._place == 1 else low + self._place * (high - low)
         return drawn
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """An end of the entry's, else a number within [low, high]."""
+        """The whole number at the place, if it is the entry's."""
         drawn = super().suggest_int(name, low, high)
-        return (high if self._high else low) if name == self._entry else drawn
+        return low + round(self._place * (high - low)) if name == self._entry else drawn
+
+    def suggest_categorical(self, name: str, choices: list[str]) -> str:
+        """The choice at the place, if it is the entry's."""
+        drawn = super().suggest_categorical(name, choices)
+        return choices[round(self._place * (len(choices) - 1))] if name == self._entry else drawn
+
+
+class Listed(Drawn):
+    """Chooses whole numbers and choices by places in a list, the first value where it ends; else an end."""
+
+    def __init__(self, places: Sequence[int], top: bool) -> None:
+        super().__init__(np.random.default_rng(0))
+        self._places, self._top = places, top
+        self.listed: list[tuple[int, int]] = []
+        """The places that were taken, and of how many."""
+
+    def _take(self, size: int) -> int:
+        at = len(self.listed)
+        self.listed.append((self._places[at] if at < len(self._places) else 0, size))
+        return self.listed[-1][0]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """The lowest, or the highest."""
+        self.asked.add(name)
+        return high if self._top else low
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """The whole number at the list's next place."""
+        self.asked.add(name)
+        return low + self._take(high - low + 1)
+
+    def suggest_categorical(self, name: str, choices: list[str]) -> str:
+        """The choice at the list's next place."""
+        self.asked.add(name)
+        return choices[self._take(len(choices))]
 
 
 def _ordered(space: Mapping[str, Choice]) -> list[tuple[str, Choice]]:

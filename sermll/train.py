@@ -27,12 +27,17 @@ from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData
 from sermll.files import fetch_run, whole, write_json
 from sermll.job import FoldJob
-from sermll.protocol import Folds
+from sermll.protocol import Fold, Folds, check_dev
 from sermll.results import gather
 from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.storage import names, place
 from sermll.track import Tracker
+
+ONE_CLASS = (
+    "give other protocol.folds, more protocol.dev_speakers or protocol.select=last, by which dev chooses nothing"
+)
+"""What to do where dev has no other."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ class Designs:
             design = Design.of(experiment.data, experiment.protocol)
             _chosen(experiment, design.folds)
             design.check(experiment.protocol)
+            if experiment.protocol.select != "last":
+                for fold in design.folds.folds:
+                    check_dev(fold, design.labelled.labels, design.classes, ONE_CLASS)
             if design.prepared.path not in self._verified:  # reads every shard
                 design.prepared.verify()
                 self._verified.add(design.prepared.path)
@@ -138,12 +146,7 @@ class Run:
         settings = experiment.model_dump(mode="json")
         jobs = []
         for index in _chosen(experiment, design.folds):
-            rows = design.folds.folds[index].rows
-            if experiment.optim.batch_size > len(rows["train"]):
-                raise ConfigError(
-                    f"optim.batch_size={experiment.optim.batch_size}: fold {index} has only {len(rows['train'])} "
-                    "training utterances; give a smaller batch"
-                )
+            check_batch(experiment.optim.batch_size, design.folds.folds[index], f"fold {index}")
             job = FoldJob(
                 run=f"{name}/fold-{index}",
                 title=f"{title}fold {index}",
@@ -185,6 +188,19 @@ class Run:
             write_json(self.folder / "run.json", description)
         except OSError as error:
             raise SermllError(f"{self.folder}: cannot be written ({error}); give another tracking.runs") from None
+
+
+def check_batch(size: int, fold: Fold, title: str) -> None:
+    """Refuse batches of more utterances than a fold trains on: all such sizes would make the same one batch.
+
+    Raises:
+        ConfigError: naming size and fold.
+    """
+    count = len(fold.rows["train"])
+    if size > count:
+        raise ConfigError(
+            f"optim.batch_size={size}: {title} has only {count} training utterances; give a smaller batch"
+        )
 
 
 def _chosen(experiment: Experiment, folds: Folds) -> list[int]:

@@ -196,7 +196,6 @@ def test_nan_stops_the_fold_and_names_the_utterances(
         (["fold=10"], ConfigError, "has the folds 0 to 9"),
         (["optim.batch_size=500"], ConfigError, "only 112 training utterances"),
         (["data.path=/nowhere"], DataError, "no such folder"),
-        (["model.pool.heads=3", "fold=0"], TrainingError, "3 heads do not divide"),
         (
             ["model.encoder.kind=pretrained", "model.encoder.name=/no/such", "fold=0"],
             TrainingError,

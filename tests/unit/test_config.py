@@ -67,6 +67,27 @@ def test_defaults_are_the_papers() -> None:
         ("resources.workers=[3,1]", ["resources.workers", "the smaller first"]),
         ("resources.workers=[0,1]", ["resources.workers", "greater than or equal to 1"]),
         ("optim.lr.x=1", ["optim.lr"]),
+        ("model.pool=flam", ["model.pool: got 'flam'", "give model.pool.kind=flam"]),
+        ("mixup=lam", ["mixup: got 'lam'", "give mixup.kind=lam"]),
+        ("mixup=null", ["mixup: got null", "give mixup.kind=none"]),
+        ("mixup.kind=null", ["mixup: got null", "give mixup.kind=none"]),
+        ("model.encoder=null", ["got null", "give model.encoder.kind=pretrained or logmel or mfcc or resnet"]),
+        ("model.encoder=[whisper]", ["got ['whisper']", "model.encoder.kind=pretrained or logmel"]),
+        ("seed=true", ["seed", "a number is wanted", "True"]),
+        ("optim.epochs=true", ["optim.epochs", "a number is wanted"]),
+        ("optim.lr=on", ["optim.lr", "a number is wanted"]),
+        ("fold=false", ["fold", "a number is wanted"]),
+        ("protocol.dev_speakers=true", ["protocol.dev_speakers", "a number is wanted"]),
+        ("losses.focal.weight=true", ["losses.focal.weight", "a number is wanted"]),
+        ("mixup.snr_db=[true, 5]", ["mixup.snr_db", "a number is wanted", "[True, 5]"]),
+        ("resources.workers=[true, 4]", ["resources.workers", "a number is wanted"]),
+        ("model.encoder={kind: logmel, dim: 33}", ["model.encoder.dim", "multiple of 2", "33"]),
+        (
+            "model={encoder: {kind: logmel}, pool: {heads: 5}}",
+            ["5 heads (model.pool.heads)", "128 (model.encoder.dim)"],
+        ),
+        ("model.encoder.kind=mfcc", ["16 heads (model.pool.heads)", "39 (model.encoder.channels)"]),
+        ("model.encoder={kind: resnet, channels: 5}", ["16 heads", "40 (eight times model.encoder.channels)"]),
     ],
 )
 def test_a_fault_is_named_with_what_is_allowed(word: str, words_of_the_error: list[str]) -> None:
@@ -83,8 +104,23 @@ def test_settings_without_effect_are_refused() -> None:
         build("losses.center=null", "optim.center_lr=1")
     with pytest.raises(ConfigError, match="gradient_checkpointing has no effect"):
         build("model.encoder.tune=none", "model.encoder.gradient_checkpointing=true")
+    with pytest.raises(ConfigError, match=r"gather=false has no effect with resources\.workers=1"):
+        build("losses.gather=false")
+    with pytest.raises(ConfigError, match=r"gather=false has no effect when losses\.supcon is null"):
+        build("losses.gather=false", "losses.supcon=null", "resources.workers=2")
     with pytest.raises(ConfigError, match="kl or focal must be on"):
         build("losses.kl=null", "losses.focal=null")
+
+
+def test_heads_matter_to_the_pool_that_has_them_and_where_the_width_is_known() -> None:
+    assert build("model.encoder.kind=mfcc", "model.pool.kind=mean").model.encoder.kind == "mfcc"
+    assert build("model.encoder.kind=mfcc", "model.pool.heads=13").model.encoder.kind == "mfcc"
+    assert build("model.pool.heads=7").model.encoder.kind == "pretrained"  # the files tell, when they are loaded
+
+
+def test_true_and_false_are_values_where_they_are_meant() -> None:
+    assert build("protocol.allow_leak=true", "tracking.mlflow=false").protocol.allow_leak is True
+    assert build("losses.gather=true", "seed=1", "optim.lr=1").seed == 1
 
 
 def test_every_fault_is_told_at_once() -> None:
@@ -182,6 +218,26 @@ def test_run_id_depends_on_the_science_alone() -> None:
     for word in ("optim.lr=2e-4", "seed=1", "losses.focal=null", "data.crop_s=3"):
         assert run_id(build(word), "hash") != reference
     assert run_id(build(), "other hash") != reference
+
+
+def test_a_run_has_its_id_for_ever() -> None:
+    """Runs are named by it: a change here makes every finished run another one."""
+    scratch = ("model.encoder.kind=logmel", "mixup.kind=none", "losses.supcon=null")
+    assert run_id(build(), "hash") == run_id(build("resources.workers=[1,4]"), "hash") == "56a7dc094bb9"
+    assert run_id(build(*scratch), "hash") == "a005043aad2a"
+    assert run_id(build("model.encoder.kind=mfcc", "model.pool.kind=mean"), "hash") == "2a025e8b1303"
+    plain = ("losses.center=null", "losses.supcon=null", "optim.epochs=3", "seed=7")
+    assert run_id(build(*plain), "hash") == run_id(build(*plain, "resources.workers=4"), "hash") == "563f2ab10c14"
+
+
+def test_workers_are_science_where_each_compares_its_own_share() -> None:
+    apart = [run_id(build("losses.gather=false", f"resources.workers={count}"), "hash") for count in (2, 3)]
+    assert len({run_id(build(), "hash"), *apart}) == 3
+    same = build("losses.gather=false", "resources.workers=2", "resources.memory_gb=4", "resources.parallel_folds=1")
+    assert run_id(same, "hash") == apart[0]
+    for words in ("[1,4]", "[2,4]"):
+        with pytest.raises(ConfigError, match="depend on how many machines there happen to be; give one number"):
+            build("losses.gather=false", f"resources.workers={words}")
 
 
 def test_resolved_settings_round_trip_through_yaml(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from protocols import fewest_dev_classes
 from trees import touch, write
 
 from sermll.corpora.cremad import CORPUS, read
@@ -181,3 +182,7 @@ def test_folder_of_wav_itself_and_one_level_above(whole: Path, utterances: list[
 def test_tables_without_recordings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no WAV or FLAC"):
         read(write(tmp_path, {VOTES: HEADER + ROWS}))
+
+
+def test_dev_speakers_of_every_fold_say_several_classes(utterances: list[Utterance]) -> None:
+    assert fewest_dev_classes(CORPUS, utterances) >= 6

@@ -7,6 +7,7 @@ from itertools import islice, product
 from pathlib import Path
 
 import pytest
+from protocols import fewest_dev_classes
 
 from sermll.corpora.emodb import CORPUS, read
 from sermll.errors import CorpusError
@@ -123,3 +124,7 @@ def test_real_recordings_agree_with_their_manifest() -> None:
     with (REAL / "manifest.csv").open(newline="") as file:
         manifest = {Path(row["file"]).stem: (row["emotion"], row["speaker"]) for row in csv.DictReader(file)}
     assert {name: (u.label, u.speaker) for name, u in utterances.items()} == manifest
+
+
+def test_dev_speakers_of_every_fold_say_several_classes(whole: Path) -> None:
+    assert fewest_dev_classes(CORPUS, read(whole)) >= 7

@@ -5,6 +5,7 @@ from itertools import cycle, product
 from pathlib import Path
 
 import pytest
+from protocols import fewest_dev_classes
 from trees import touch, write
 
 from sermll.corpora.iemocap import CORPUS, read
@@ -326,3 +327,7 @@ def test_label_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / labels()).symlink_to(tmp_path / "nowhere.txt")
     with pytest.raises(CorpusError, match=r"Ses01F_impro01\.txt: cannot be read"):
         read(tmp_path)
+
+
+def test_dev_speakers_of_every_fold_say_several_classes(utterances: list[Utterance]) -> None:
+    assert fewest_dev_classes(CORPUS, utterances) >= 7

@@ -5,6 +5,7 @@ from itertools import cycle, islice, product
 from pathlib import Path
 
 import pytest
+from protocols import fewest_dev_classes
 from trees import touch, write
 
 from sermll.corpora.msp_improv import CORPUS, read
@@ -229,3 +230,7 @@ def test_folder_above(whole: Path, utterances: list[Utterance]) -> None:
 def test_folder_without_label_file_is_refused(whole: Path) -> None:
     with pytest.raises(CorpusError, match=r"audio files fits \(.*no label for it in Evalution.txt or Evaluation.txt"):
         read(whole / "Audio")
+
+
+def test_dev_speakers_of_every_fold_say_several_classes(utterances: list[Utterance]) -> None:
+    assert fewest_dev_classes(CORPUS, utterances) >= 4

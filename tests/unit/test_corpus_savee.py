@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from protocols import fewest_dev_classes
 from trees import touch, write
 
 from sermll.corpora.savee import CORPUS, read
@@ -81,3 +82,7 @@ def test_folder_of_one_speaker_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, ["voices/a01.wav", "voices/su02.wav"])
     with pytest.raises(CorpusError, match=r"none of the 2 audio files fits .*speaker 'voices' does not exist"):
         read(tmp_path)
+
+
+def test_dev_speakers_of_every_fold_say_several_classes(tmp_path: Path) -> None:
+    assert fewest_dev_classes(CORPUS, read(put_all(tmp_path, "ALL/{speaker}_{name}.wav"))) >= 7

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from protocols import fewest_dev_classes
 from scipy.signal import stft
 from sklearn.metrics import recall_score
 from sklearn.neighbors import NearestCentroid
@@ -121,6 +122,7 @@ def test_generated_folder_reads_as_published(tmp_path: Path) -> None:
     assert Counter(u.label for u in utterances) == CORPUS.counts
     assert Counter(u.speaker for u in utterances) == dict.fromkeys(VOICES, 64)
     assert Counter(u.text for u in utterances) == dict.fromkeys(SENTENCES, 128)
+    assert fewest_dev_classes(CORPUS, rows) == 4
     assert utterances[0] == Utterance("f1_angry_s1_1", "f1/f1_angry_s1_1.flac", "angry", "f1", text="s1", sex="female")
     assert [p.name for p in root.parent.iterdir()] == ["synthetic"]  # nothing is left beside it
     info = soundfile.info(root / utterances[-1].path)

@@ -12,7 +12,9 @@ from prepared import write_prepared
 from sermll.config import Data, Experiment, Protocol, parse_overrides, resolve, to_yaml
 from sermll.design import Design
 from sermll.errors import ConfigError, DataError, ProtocolError
+from sermll.search_plan import inner_design
 from sermll.shards import Prepared
+from sermll.train import Designs
 
 
 def design_of(path: Path | list[Path], data: dict[str, Any] | None = None, **protocol: Any) -> Design:
@@ -69,6 +71,28 @@ def test_leaks_are_refused_by_name_unless_allowed_and_then_told(tiny_data: Path,
 def test_allowing_leaks_where_there_are_none_is_refused(tiny_data: Path) -> None:
     with pytest.raises(ProtocolError, match="allow_leak has no effect"):
         design_of(tiny_data).check(Protocol(allow_leak=True))
+
+
+def test_epochs_are_not_chosen_by_a_dev_speaker_of_one_class(tmp_path: Path) -> None:
+    spoken = {"a": "xy", "b": "x", "c": "xy", "d": "xy", "e": "xy"}  # b says x alone, and is dev of fold 0
+    rows = [
+        (f"{speaker}{label}{take}", label, speaker) for speaker in spoken for label in spoken[speaker] for take in "12"
+    ]
+    path = write_prepared(tmp_path / "few", "few", rows)
+
+    def opened(*words: str) -> Design:
+        tree = {"name": "x", "data": {"path": str(path)}, "protocol": {"dev_speakers": 1}}
+        return Designs().of(resolve(tree, parse_overrides(words)))
+
+    for select in ("dev_ua", "dev_loss"):
+        with pytest.raises(ProtocolError, match=r"fold 0: every dev utterance is 'x' \(speakers b\).*select=last"):
+            opened(f"protocol.select={select}")
+    assert len(opened("protocol.select=last").folds.folds) == len(opened("protocol.dev_speakers=2").folds.folds) == 5
+    with pytest.raises(
+        ProtocolError, match=r"inner fold 0: every dev utterance is 'x'.*other protocol.folds or test_folds"
+    ):
+        inner_design(opened("protocol.select=last"), [0], 2)  # which is worth its dev UA, whatever the rule
+    inner_design(opened("protocol.select=last"), [1], 2)
 
 
 def test_soft_targets_need_votes(tiny_data: Path) -> None:

@@ -55,6 +55,14 @@ def test_every_kind_of_the_settings_is_built() -> None:
         assert output.logits.shape == (2, 3)
 
 
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_the_settings_know_the_width_of_a_frame(kind: str) -> None:
+    section = SMALL[kind]
+    assert from_scratch()[kind](**section.model_dump(exclude={"kind"})).dim == section.width[0]
+    defaults = type(section)()
+    assert from_scratch()[kind]().dim == defaults.width[0]
+
+
 @torch.no_grad()
 def test_frames_do_not_depend_on_the_batch(encoder: nn.Module) -> None:
     encoder.eval()

@@ -178,6 +178,17 @@ def test_runs_without_dev_predictions_have_a_mean_and_no_stack(pair: list[Path],
     assert not (tmp_path / "stack").exists()
 
 
+def test_dev_utterances_of_one_class_weigh_no_members(pair: list[Path], tmp_path: Path) -> None:
+    for run in pair:
+        dev = pq.read_table(run / "predictions_dev.parquet")
+        kept = [row["fold"] != 1 or row["label"] == "angry" for row in dev.to_pylist()]
+        pq.write_table(dev.filter(kept), run / "predictions_dev.parquet")
+    with pytest.raises(DataError, match="every dev utterance of fold 1 is 'angry'"):
+        ensemble(pair, tmp_path / "stack", "stack")
+    assert not (tmp_path / "stack").exists()
+    ensemble(pair, tmp_path / "mean", "mean")
+
+
 def test_what_cannot_be_joined_is_refused(made: list[Path], pair: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match="two runs at least, 1 given"):

@@ -51,6 +51,7 @@ def test_three_workers_with_uneven_shares_equal_one(settings: Callable[..., Any]
         "model.encoder.dropout=0",
         "model.encoder.spec_augment=false",
         "losses.supcon.projection=separate",
+        "resources.workers=3",
     )
     gathered, apart = (
         settings(*quiet, f"losses.gather={gather}").model_dump(mode="json") for gather in ("true", "false")

@@ -12,7 +12,7 @@ import yaml
 from sermll.config import Protocol
 from sermll.corpora import CORPORA
 from sermll.errors import ProtocolError
-from sermll.protocol import SPLITS, Fold, check_classes, find_leaks, make_folds
+from sermll.protocol import SPLITS, Fold, check_classes, check_dev, find_leaks, make_folds
 
 ACTORS = [f"{actor:02d}" for actor in range(1, 25)]
 
@@ -226,6 +226,14 @@ def test_unlearnable_folds_are_refused() -> None:
     assert dropped.rows["dev"].tolist() == [] and dropped.rows["train"].tolist() == [4, 5]
     with pytest.raises(ProtocolError, match="no utterance for dev"):
         check_classes(dropped, np.zeros(6, np.int64), ["x", "y"])
+
+
+def test_a_dev_split_of_one_class_chooses_no_epoch() -> None:
+    fold = folds_of(folds="speaker", dev_speakers=1)[0]
+    assert fold.rows["dev"].tolist() == [2, 3] and fold.speakers["dev"] == ("b",)
+    check_dev(fold, np.array([0, 0, 0, 1, 1, 0]), ["x", "y"], "do this")
+    with pytest.raises(ProtocolError, match=r"fold 0: every dev utterance is 'y' \(speakers b\).*; do this"):
+        check_dev(fold, np.array([0, 1, 1, 1, 1, 0]), ["x", "y"], "do this")
 
 
 def joined(corpora: dict[str, list[str]], **columns: list[Any]) -> pa.Table:

@@ -55,6 +55,15 @@ def test_test_labels_have_no_say_in_the_temperatures(tmp_path: Path) -> None:
         results.calibrate(test, dev.filter([fold != 1 for fold in dev["fold"].to_pylist()]), classes)
 
 
+def test_dev_utterances_of_one_class_fit_no_temperature(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab", sharpness=6.0)
+    test, dev = (pq.read_table(run / name) for name in (results.PREDICTIONS, results.DEV_PREDICTIONS))
+    classes = read_json(run / "run.json")["data"]["classes"]
+    kept = [row["fold"] != 1 or row["label"] == classes[0] for row in dev.to_pylist()]
+    whole, few = (results.calibrate(test, table, classes)["temperatures"] for table in (dev, dev.filter(kept)))
+    assert few == [whole[0], 1.0, whole[2]] and whole[1] > 2
+
+
 def test_intervals_are_over_speakers_whatever_the_number_of_folds(tmp_path: Path) -> None:
     run = gathered(tmp_path / "demo-0123456789ab", groups=(("a", "b", "c"), ("a", "b", "c"), ("c", "b", "a")))
     classes = read_json(run / "run.json")["data"]["classes"]

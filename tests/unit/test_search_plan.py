@@ -143,6 +143,27 @@ def test_files_that_make_no_sense_are_refused(
     assert not (tmp_path / "runs").exists()
 
 
+BATCHES = {"optim.batch_size": {"choice": [8, 112, 113]}}
+WAITING = {
+    "optim.batch_size": {"int": [8, 113], "when": {"model.pool.kind": "max"}},
+    "model.pool.kind": {"choice": ["flam", "mean", "max", "first"]},
+}
+
+
+@pytest.mark.parametrize("keys", [{"space": BATCHES}, {"space": WAITING}, {"first": [{"optim.batch_size": 113}]}])
+def test_no_trial_has_batches_of_more_than_it_or_the_final_run_trains_on(
+    tiny_data: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    # Ten speakers of 14 utterances: one is tested, one is dev, or two in the final run where the protocol says so.
+    message = "optim.batch_size=113: inner fold 0 of test fold 0 has only 112 training utterances"
+    with pytest.raises(ConfigError, match=message):
+        load_search(write_search(tmp_path, tiny_data, **keys), {})
+    fewer = {"space": {"optim.batch_size": {"choice": [8, 98, 112]}}}
+    load_search(write_search(tmp_path, tiny_data, **fewer), {})
+    with pytest.raises(ConfigError, match=r"optim.batch_size=112: fold 0 has only 98 training utterances"):
+        load_search(write_search(tmp_path, tiny_data, **fewer), {"protocol.dev_speakers": 2})
+
+
 def test_a_bank_holds_what_every_guess_and_choice_may_ask_for(tiny_data: Path, tmp_path: Path) -> None:
     wide = [{"mixup.snr_db": [-25, 20]}]
     recipe = load_search(write_search(tmp_path, tiny_data, **BANK | {"space": SPACE, "first": wide}), {}).recipe

@@ -11,6 +11,7 @@ from scipy import stats
 from sermll.config import resolve
 from sermll.errors import ConfigError
 from sermll.space import Choice, Drawn, check, conditional, params_of, settings_of, suggest
+from sermll.space import points as space_points
 
 BASE = {
     "name": "demo",
@@ -226,11 +227,47 @@ def test_entries_that_make_no_sense_are_refused(entry: dict[str, Any], message: 
         ({"mixup__snr_db": {"range": [-80, 20]}}, "snr_db needs -60"),
         ({"optim__lr": {"uniform": [0.1, 1], "when": {"model.pool.kind": "mean"}}}, "never be chosen"),
         ({"model__pool__heads": {"choice": [8, 16]}, "model__pool__kind": {"choice": ["flam", "max"]}}, "heads"),
+        ({"model__encoder__dim": {"int": [32, 64]}}, "model.encoder.dim: .* multiple of 2, got 33"),
+        ({"model__pool__heads": {"int": [1, 4]}}, r"3 heads \(model.pool.heads\) do not divide"),
     ],
 )
 def test_spaces_that_make_invalid_experiments_are_refused(space: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(space_of(**space), {**BASE, "optim": {"epochs": 5}}, {"optim.epochs": 5}, "x.yaml")
+
+
+def test_every_combination_of_choices_and_whole_numbers_is_looked_at() -> None:
+    space = space_of(
+        model__encoder__dim={"choice": [32, 48, 64]},
+        model__pool__heads={"int": [1, 3], "when": {"model.pool.kind": "flam"}},
+        model__pool__kind={"choice": ["flam", "mean"]},
+        optim__lr={"loguniform": [0.1, 1], "when": {"model.pool.kind": "mean"}},
+    )
+    looked = list(space_points(space, tree_of(BASE)))
+    flam = {(point["model.encoder.dim"], point["model.pool.heads"]) for point in looked if "model.pool.heads" in point}
+    assert flam == {(dim, heads) for dim in (32, 48, 64) for heads in (1, 2, 3)}
+    mean = [(point["model.encoder.dim"], point["optim.lr"]) for point in looked if "optim.lr" in point]
+    assert {(dim, end) for dim in (32, 48, 64) for end in (0.1, 1)} <= set(mean)  # the ends of what waits, too
+
+
+def test_one_faulty_combination_of_many_is_found() -> None:
+    dims = list(range(24, 1024, 24))
+    heads = {"choice": [1, 2, 3, 4, 8]}
+    check(space_of(model__encoder__dim={"choice": dims}, model__pool__heads=heads), BASE, {}, "x.yaml")
+    with pytest.raises(ConfigError, match=r"3 heads .* width of 128"):
+        check(space_of(model__encoder__dim={"choice": [*dims, 128]}, model__pool__heads=heads), BASE, {}, "x.yaml")
+
+
+def test_every_value_is_looked_at_where_combinations_are_too_many() -> None:
+    space = space_of(
+        optim__batch_size={"choice": list(range(2, 202))},
+        model__embedding_dim={"int": [2, 301]},
+        optim__decay_epochs={"int": [0, 99]},
+    )
+    looked = list(space_points(space, tree_of(BASE)))
+    assert {point["optim.batch_size"] for point in looked} == set(range(2, 202))
+    assert {point["model.embedding_dim"] for point in looked} == set(range(2, 302))
+    assert {point["optim.decay_epochs"] for point in looked} == set(range(100))
 
 
 def test_weights_of_a_loss_that_is_always_off_are_refused() -> None:
