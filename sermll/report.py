@@ -658,7 +658,7 @@ def _how(run: Run) -> Iterator[page.Html]:
         {
             "run": run.facts["run_id"],
             "started": run.facts.get("created", "not recorded"),
-            "data": f"{data.get('path', '')} (hash {data.get('data_hash', 'not recorded')})",
+            "data": f"{', '.join(data.get('paths', ['not recorded']))} (hash {data.get('data_hash', 'not recorded')})",
             "folds": f"{protocol['name']} (hash {protocol.get('hash', 'not recorded')})",
             "code": f"sermll {code.get('version', '')}{commit}{changed}",
             "packages": versions or "not recorded",

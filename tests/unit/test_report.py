@@ -67,7 +67,7 @@ def test_page_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
         "2 folds, test speakers never in training or dev",
         "95 % interval",
         "Chance 33.3 %",
-        "feedc0de",
+        "/data/demo (hash feedc0dedeadbeef)",
     ):
         assert told in page.text
     for name, content in written.items():
