@@ -15,7 +15,7 @@ from sermll import metrics, page, pictures
 from sermll.errors import DataError
 from sermll.page import Html, tag
 from sermll.storage import place, send
-from sermll.tables import cut, latex, markdown, percent, with_interval
+from sermll.tables import cut, latex, leak_notices, markdown, percent, with_interval
 from sermll.tally import Cost, Group, Json, Row, Tally, code_in_words, tally
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _write_tables(found: Tally, out: Path) -> None:
     with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
         writer.writeheader()
-        listed = {"folds": " ", "compared_folds": " ", "failures": "; "}
+        listed = {"folds": " ", "compared_folds": " ", "failures": "; ", "leaks": "; "}
         for record in records:
             writer.writerow(record | {key: mark.join(map(str, record[key])) for key, mark in listed.items()})
     axes = [key for key in records[0] if key.startswith("axis_")]
@@ -127,10 +127,11 @@ def _write_tables(found: Tally, out: Path) -> None:
         [[*(record[axis] for axis in axes), *(_cells(record)[column] for column in PRINTED)] for record in members]
         for _, members in _by_group(found)
     ]
-    (out / "table.md").write_text(markdown(header, [row for rows in groups for row in rows]), encoding="utf-8")
+    leaks = _leaks(found)
+    (out / "table.md").write_text(markdown(header, [row for rows in groups for row in rows], leaks), encoding="utf-8")
     columns = "l" * len(axes) + "r" * (len(PRINTED) - 2) + "lr"
     note = "in percent, mean over folds and seeds, [95 % interval over speakers]"
-    (out / "table.tex").write_text(latex(header, groups, columns, note), encoding="utf-8")
+    (out / "table.tex").write_text(latex(header, groups, columns, note, leaks), encoding="utf-8")
 
 
 def _overview(found: Tally, out: Path) -> Iterator[Html]:
@@ -182,8 +183,7 @@ def _in_words(record: Json) -> str:
 
 def _notices(found: Tally) -> list[str]:
     """What a reader must know before trusting the numbers."""
-    leaks = [leak for row in found.rows if row.facts for leak in row.facts["protocol"]["leaks"]]
-    notices = [f"LEAK, scores are too high: {leak}." for leak in dict.fromkeys(leaks)]
+    notices = _leaks(found)
     unfinished = [row for row in found.rows if row.finished < row.asked]
     if unfinished:
         count = page.count(unfinished, "row")
@@ -201,6 +201,10 @@ def _notices(found: Tally) -> list[str]:
                 f"{page.count(range(differences), 'difference')}. Hardly any can be shown, whatever its size."
             )
     return notices
+
+
+def _leaks(found: Tally) -> list[str]:
+    return leak_notices({", ".join(row.labels.values()): row.leaks for row in found.rows})
 
 
 def _group(found: Tally, number: int, out: Path) -> Iterator[Html]:

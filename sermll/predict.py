@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from sermll.errors import AudioError, DataError
 from sermll.model import System
 from sermll.progress import Progress
 from sermll.results import finished_folds, read_model_settings, read_run
+from sermll.tables import leak_notices
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,31 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What `predict` found."""
+
+    predictions: list[Prediction]
+    faults: list[str]
+    """What is wrong with the other recordings."""
+    leaks: list[str]
+    """What the folds of the models have on two sides, each in words."""
+    notices: list[str]
+    """What a reader must know before trusting the predictions."""
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """For programs."""
+        return [vars(prediction) | {"leaks": self.leaks} for prediction in self.predictions]
+
+
+@dataclass(frozen=True)
 class Predictor:
     """The models of a run's folds; their probabilities are averaged."""
 
     systems: tuple[System, ...]
     classes: tuple[str, ...]
     crop_samples: int
+    leaks: list[str]
+    """As in `Answers`."""
 
     @classmethod
     def load(cls, run_dir: Path, fold: int | None = None) -> "Predictor":
@@ -53,7 +74,8 @@ class Predictor:
             system = System(settings, len(classes))
             Checkpoint.open(run_dir / f"fold-{result['fold']}" / result["best_checkpoint"]).load_into(system)
             systems.append(system.eval())
-        return cls(tuple(systems), classes, int(settings.data.eval_crop_s * SAMPLE_RATE_HZ))
+        crop_samples = int(settings.data.eval_crop_s * SAMPLE_RATE_HZ)
+        return cls(tuple(systems), classes, crop_samples, run["protocol"]["leaks"])
 
     @torch.no_grad()
     def predict(self, path: Path) -> Prediction:
@@ -72,7 +94,7 @@ class Predictor:
         return Prediction(str(path), self.classes[int(mean.argmax())], probabilities)
 
 
-def predict(run_dir: Path, files: Sequence[Path], fold: int | None) -> tuple[list[Prediction], list[str]]:
+def predict(run_dir: Path, files: Sequence[Path], fold: int | None) -> Answers:
     """Predictions for the recordings that can be used, and what is wrong with the others."""
     predictor = Predictor.load(run_dir, fold)
     predictions, faults = [], []
@@ -83,4 +105,4 @@ def predict(run_dir: Path, files: Sequence[Path], fold: int | None) -> tuple[lis
             except AudioError as error:
                 faults.append(f"{path}: {error.reason}: {error}")
             progress.advance()
-    return predictions, faults
+    return Answers(predictions, faults, predictor.leaks, leak_notices({run_dir.name: predictor.leaks}))

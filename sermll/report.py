@@ -21,7 +21,7 @@ from sermll.config import flatten
 from sermll.errors import DataError
 from sermll.files import FRESH_S, fetch_run, naming, read_json, read_yaml
 from sermll.storage import address, send
-from sermll.tables import cut, percent, with_interval
+from sermll.tables import cut, leak_notices, percent, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,7 +161,7 @@ def load(path: Path) -> Run:
             facts["data"]["corpus"],
             facts["data"]["title"],
         )
-        warnings = [f"LEAK, scores are too high: {leak}." for leak in facts["protocol"]["leaks"]]
+        warnings = leak_notices({facts["name"]: facts["protocol"]["leaks"]})
         warnings += _label_notes(facts["data"])
     settings = _of_kind(dict, path / "config.yaml", read_yaml(path / "config.yaml"))
 
@@ -457,9 +457,7 @@ def _protocol(run: Run, in_full: bool = False) -> str:
     held = sorted({len(fold["dev"]) for fold in run.folds})
     dev = " to ".join(map(str, sorted({held[0], held[-1]}))) if held else "0"
     promise = (
-        "which leak between training and test, see below"
-        if protocol["leaks"]
-        else "test speakers never in training or dev"
+        "which leak between training and test, see below" if _leaks(run) else "test speakers never in training or dev"
     )
     rule = {"dev_ua": "chosen by UA", "dev_loss": "chosen by loss", "last": "the last one, watched"}[protocol["select"]]
     return (
@@ -603,7 +601,7 @@ def _mean(bins: Json, name: str) -> float:
 def _published(run: Run) -> Iterator[page.Html]:
     """The paper's row beside ours, only where the task is the same and nothing leaks."""
     paper = PUBLISHED.get((run.facts["data"]["corpus"], run.facts["protocol"]["name"]))
-    if paper is None or not run.complete or not run.scores or run.facts["protocol"]["leaks"] or _members(run):
+    if paper is None or not run.complete or not run.scores or _leaks(run) or _members(run):
         return
     if not _same_task(run, paper):
         return
@@ -664,6 +662,11 @@ def _how(run: Run) -> Iterator[page.Html]:
             "packages": versions or "not recorded",
         }
     )
+
+
+def _leaks(run: Run) -> list[str]:
+    """What stands on two sides of a fold, each in words."""
+    return run.facts["protocol"]["leaks"]
 
 
 def _members(run: Run) -> list[Json]:
@@ -743,7 +746,8 @@ def _comparison(runs: Sequence[Run], titles: Sequence[str]) -> page.Html:
         link = page.tag("a", title, href=f"#{title}")
         words = page.Html("".join(page.tag("div", f"{key} {value}") for key, value in difference.items()) or "none")
         selected, last = (run.scores or {}).get("selected") or {}, (run.scores or {}).get("last") or {}
-        name = link if run.complete else page.Html(link + page.tag("small", run.progress))
+        notes = [*([] if run.complete else [run.progress]), *(["LEAK, see below"] if _leaks(run) else [])]
+        name = page.Html(link + "".join(page.tag("small", note) for note in notes))
         wa, ua = (percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua")))
         rows.append((name, words, with_interval(selected.get("ua")), wa, ua))
     header = ("run", "settings that differ", "UA % [95 % interval]", "WA\u00a0%", "last-epoch UA %")

@@ -71,6 +71,7 @@ class Robustness:
                 }
                 for row in self.found["conditions"]
             ],
+            "leaks": self.found["leaks"],
         }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sermll import page, pictures
 from sermll.page import Html, tag
 from sermll.storage import send
-from sermll.tables import percent, with_interval
+from sermll.tables import leak_notices, percent, with_interval
 
 Json = dict[str, Any]
 SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro F1"}
@@ -69,10 +69,10 @@ def write_table(found: Json, path: Path) -> None:
     rows += [("mean", "", row["snr_db"], row) for row in found["mean"]]
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("kind", "noise", "snr_db", *names))
+        table.writerow(("kind", "noise", "snr_db", *names, "leaks"))
         for kind, noise, level, row in rows:
             cells = [row[score][end] for score in SCORES for end in ("value", "low", "high")]
-            table.writerow((kind, noise, level, *cells))
+            table.writerow((kind, noise, level, *cells, "; ".join(found["leaks"])))
 
 
 def build(found: Json, out: Path) -> Path:
@@ -153,7 +153,7 @@ def _how(found: Json) -> Iterator[Html]:
 
 def _notes(found: Json) -> Iterator[str]:
     """What a reader must know before trusting the numbers, one sentence each."""
-    yield from (f"LEAK, scores are too high: {leak}." for leak in found["leaks"])
+    yield from leak_notices({found["run"]: found["leaks"]})
     if len(found["folds"]) < found["folds_of_protocol"]:
         yield f"{len(found['folds'])} of the protocol's {found['folds_of_protocol']} folds are finished."
     quiet = found["without_level"]

@@ -78,6 +78,7 @@ class Outcome:
             "nested_test": {"ua": ua["value"], "ua_low": ua["low"], "ua_high": ua["high"]}
             if ua and self.found["nested"]
             else None,
+            "leaks": self.found["leaks"],
         }
 
 

@@ -23,7 +23,7 @@ from sermll.files import naming, read_json
 from sermll.page import Html, tag
 from sermll.pictures import Goal, Trial
 from sermll.storage import send
-from sermll.tables import cut, percent, with_interval
+from sermll.tables import cut, leak_notices, percent, with_interval
 from sermll.tally import Json, code_in_words
 
 if TYPE_CHECKING:
@@ -373,7 +373,7 @@ def _verdict(final: Json) -> str:
 
 def _notices(found: Json, studies: Sequence[Study]) -> list[str]:
     """What a reader must know before trusting the numbers."""
-    notices = [f"LEAK, scores are too high: {leak}." for leak in found.get("leaks", [])]
+    notices = leak_notices({found["name"]: found.get("leaks", [])})
     for study in studies:
         of = f"{study.title}: " if len(studies) > 1 else ""
         failed = sum(trial.state == "failed" for trial in study.trials)

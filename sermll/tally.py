@@ -117,6 +117,11 @@ class Row:
     versus: Versus | None = None
     """None for a reference, and where there are not two speakers to compare by."""
 
+    @property
+    def leaks(self) -> list[str]:
+        """What stands on two sides of a fold, each in words."""
+        return self.facts["protocol"]["leaks"] if self.facts else []
+
 
 @dataclass(frozen=True)
 class Group:
@@ -396,6 +401,7 @@ def _record(group: Group, row: Row) -> Json:
     record |= {"p": versus.difference.p if versus else None, "p_holm": versus.p_holm if versus else None}
     record |= {"verdict": versus.verdict if versus else None, "compared_folds": list(versus.folds) if versus else []}
     record |= {"folds": list(row.folds), "finished": row.finished, "asked": row.asked, "failures": list(row.failures)}
+    record |= {"leaks": row.leaks}
     return record | vars(row.cost)
 
 

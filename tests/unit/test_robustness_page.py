@@ -9,6 +9,7 @@ import pytest
 from runs import Page
 
 from sermll import pictures, robustness_page
+from sermll.robustness import Robustness
 from sermll.robustness_page import build, text, write_table
 
 
@@ -142,6 +143,9 @@ def test_what_a_reader_must_know_is_told_first(tmp_path: Path) -> None:
     assert text(found).splitlines()[2:5] == notes
     build(found, tmp_path)
     assert all(note in Page(tmp_path / "index.html").text for note in notes)
+    assert Robustness(tmp_path, tmp_path / "index.html", found).as_json()["leaks"] == found["leaks"]
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert {row["leaks"] for row in csv.DictReader(file)} == {"fold 0: train and test share 1 speakers: 08"}
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:

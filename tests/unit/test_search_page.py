@@ -16,6 +16,7 @@ from runs import Page
 from sermll import pictures
 from sermll.errors import DataError
 from sermll.pictures import Goal, Trial
+from sermll.search import Outcome
 from sermll.search_page import build, text
 
 Json = dict[str, Any]
@@ -352,9 +353,11 @@ def test_inner_folds_that_leak_are_told(tmp_path: Path, quick: Any) -> None:
     given = study(3)
     given["inner"][1]["train"] += ["02"]
     leak = "fold 0: train and test share 1 speakers (a)"
-    said = Page(build(write(tmp_path, search(given, leaks=[leak])))).text
-    assert "LEAK, values are too high: inner fold 2 trains and values on 02." in said
-    assert f"LEAK, scores are too high: {leak}." in said
+    found = search(given, leaks=[leak])
+    page = build(write(tmp_path, found))
+    assert "LEAK, values are too high: inner fold 2 trains and values on 02." in Page(page).text
+    assert f"LEAK, scores are too high: {leak}." in Page(page).text
+    assert Outcome(tmp_path, found, page, (), None).as_json()["leaks"] == [leak]
 
 
 @pytest.mark.parametrize(
