@@ -256,6 +256,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("run_dir", type=_place, metavar="RUN", help="folder printed by `sermll train`")
     predict.add_argument("files", type=_place, nargs="+", metavar="AUDIO", help="WAV, FLAC or other recordings")
     predict.add_argument("--fold", type=int, help="use this fold's model; default: average over all folds' models")
+    predict.add_argument(
+        "--like", metavar="CORPUS", help="where the run's corpora were trimmed differently: cut ends as of this one"
+    )
 
     track = _verb(
         verbs,
@@ -672,7 +675,7 @@ def _robustness(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from sermll.predict import predict
 
-    found = predict(options.run_dir, options.files, options.fold)
+    found = predict(options.run_dir, options.files, options.fold, options.like)
     for notice in found.notices:
         print(notice)
     width = max((len(prediction.file) for prediction in found.predictions), default=0)
