@@ -279,10 +279,9 @@ def text_table(run: Run) -> str:
         lines.append(row + " ".join(_tested(fold)))
     if run.scores and run.scores.get("selected"):
         lines += ["", f"{'mean of folds':<24}" + "".join(f"{name:<22}" for name in _SCORES.values()).rstrip()]
-        for title, key in (("chosen on dev", "selected"), ("last epoch", "last")):
-            if key in run.scores:  # an ensemble has no last epoch
-                cells = [with_interval(run.scores[key].get(name)) for name in _SCORES]
-                lines.append(f"{title:<24}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        for key, title in _epochs(run).items():
+            cells = [with_interval(run.scores[key].get(name)) for name in _SCORES]
+            lines.append(f"{title.removeprefix('epoch '):<24}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
         if "calibration" in run.scores:
             before, after = (with_interval(run.scores["calibration"][name]) for name in ("ece", "ece_scaled"))
             lines.append(f"{'calibration':<24}ECE {before}, with temperature {after}")
@@ -322,7 +321,7 @@ def build(paths: Sequence[Path], out: Path) -> Path:
     if len(runs) > 1:
         sections.insert(0, _comparison(runs, titles))
     path = out / "index.html"
-    path.write_text(page.page(" · ".join(titles), [*sections, _glossary()]), encoding="utf-8", newline="\n")
+    path.write_text(page.page(" · ".join(titles), [*sections, _glossary(runs)]), encoding="utf-8", newline="\n")
     send(out)
     return path
 
@@ -438,7 +437,7 @@ def _headline(run: Run, heading: str) -> page.Html:
             page.tag(
                 "p",
                 number,
-                f"Mean over folds, epoch chosen on dev. {interval}. Chance {percent(chance)} %.",
+                f"Mean over folds, {_epochs(run)['selected']}. {interval}. Chance {percent(chance)} %.",
                 class_="result",
             )
         )
@@ -466,11 +465,18 @@ def _protocol(run: Run, in_full: bool = False) -> str:
     )
 
 
+def _epochs(run: Run) -> dict[str, str]:
+    """By which epoch each part of the scores is; where the last is the rule, it is told once."""
+    if run.facts["protocol"]["select"] == "last":
+        return {"selected": "last epoch"}
+    last = {"last": "last epoch"} if run.scores and "last" in run.scores else {}  # an ensemble has none
+    return {"selected": "epoch chosen on dev"} | last
+
+
 def _score_tables(run: Run) -> Iterator[page.Html]:
     if run.scores and run.scores.get("selected"):
         yield page.tag("h3", "Scores")
-        kinds = {"selected": "epoch chosen on dev", "last": "last epoch"}
-        kinds = {which: title for which, title in kinds.items() if which in run.scores}
+        kinds = _epochs(run)
         rows = [
             (
                 f"{name}, {kind}",
@@ -610,12 +616,9 @@ def _published(run: Run) -> Iterator[page.Html]:
         (
             f"this run, {title}",
             *(percent(run.scores[which][name]["value"], digits=2) for name in ("ua", "wa")),
-            words,
+            f"encoder {_encoder(run.settings)}" if which == "selected" else "the same",
         )
-        for which, title, words in (
-            ("selected", "epoch chosen on dev", f"encoder {_encoder(run.settings)}"),
-            ("last", "last epoch", "the same"),
-        )
+        for which, title in _epochs(run).items()
     ]
     wa = "—" if paper.wa is None else f"{paper.wa:.2f}"
     theirs = f"encoder WavLM-Large; not stated: {paper.unstated}"
@@ -749,12 +752,14 @@ def _comparison(runs: Sequence[Run], titles: Sequence[str]) -> page.Html:
         notes = [*([] if run.complete else [run.progress]), *(["LEAK, see below"] if _leaks(run) else [])]
         name = page.Html(link + "".join(page.tag("small", note) for note in notes))
         wa, ua = (percent(score["value"]) if score else "—" for score in (selected.get("wa"), last.get("ua")))
+        if last and "last" not in _epochs(run):
+            ua = "the same"
         rows.append((name, words, with_interval(selected.get("ua")), wa, ua))
     header = ("run", "settings that differ", "UA % [95 % interval]", "WA\u00a0%", "last-epoch UA %")
     return page.tag("section", page.tag("h1", f"{len(runs)} runs"), page.table(header, rows, words=(0, 1)))
 
 
-def _glossary() -> page.Html:
+def _glossary(runs: Sequence[Run]) -> page.Html:
     terms = {
         "UA": "unweighted accuracy, the mean of the recalls of the classes: every class counts the same.",
         "WA": "weighted accuracy, the share of utterances recognised: frequent classes count more.",
@@ -764,6 +769,8 @@ def _glossary() -> page.Html:
         "Interval": "where the score lies in 95 % of random draws of the test speakers, with replacement; "
         "another seed or other training speakers vary it further.",
     }
+    if all(run.facts["protocol"]["select"] == "last" for run in runs):
+        del terms["Chosen on dev"]
     return page.tag("footer", page.tag("h3", "Words"), page.facts(terms))
 
 

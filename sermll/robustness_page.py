@@ -22,7 +22,6 @@ MEAN = "mean of noises"
 _WIDTH, _NAME_WIDTH, _CELL_WIDTH = 100, 28, 8
 
 _HOW = (
-    "The model of each fold, chosen on dev, recognises the fold's test utterances as they are and with noise added.",
     "SNR is the active speech level of the utterance (ITU-T P.56, method B: pauses do not count) minus the level of "
     "the noise (root mean square over all of the utterance). Sums are not clipped.",
     "An utterance meets one segment of each noise, drawn by seed, utterance and noise: the same at every SNR and in "
@@ -137,6 +136,11 @@ def _curves(found: Json, out: Path) -> Iterator[Html]:
 
 def _how(found: Json) -> Iterator[Html]:
     yield tag("h3", "How it was measured")
+    epoch = "of the last epoch" if found["select"] == "last" else "chosen on dev"
+    yield tag(
+        "p",
+        f"The model of each fold, {epoch}, recognises the fold's test utterances as they are and with noise added.",
+    )
     yield from (tag("p", words) for words in _HOW)
     lengths = ", ".join(f"{noise['name']} {noise['duration_s']:.0f} s" for noise in found["noises"])
     yield page.facts(

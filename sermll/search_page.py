@@ -397,11 +397,12 @@ def _result(found: Json, studies: Sequence[Study]) -> Iterator[Html]:
     final = found["final"]
     if final is not None:
         yield tag("h3", "On speakers that no trial saw")
+        epochs = {"": "last epoch"} if found["select"] == "last" else {"": "epoch chosen on dev", "_last": "last epoch"}
         rows = [
-            (title, with_interval(final[key]), with_interval(final[f"{key}_last"]), len(final["runs"].get(key, [])))
+            (title, *(with_interval(final[key + which]) for which in epochs), len(final["runs"].get(key, [])))
             for key, title in (("searched", "what was found"), ("defaults", STANDS))
         ]
-        yield page.table(("UA in % [95 % interval]", "epoch chosen on dev", "last epoch", "runs"), rows)
+        yield page.table(("UA in % [95 % interval]", *epochs.values(), "runs"), rows)
     yield tag("h3", "What the trials were allowed to see")
     yield from _seen(studies)
     yield tag("h3", "What was searched, and what was found")
@@ -680,7 +681,7 @@ def _rest(found: Json, studies: Sequence[Study]) -> Iterator[Html]:
 
 _WORDS = {
     "UA": "unweighted accuracy, the mean of the recalls of the classes: every class counts the same.",
-    "dev UA": "UA on the dev speakers of the inner folds, by the best epoch on them.",
+    "dev UA": "UA on the dev speakers of the inner folds, by the epoch that protocol.select chooses there.",
     "worst speaker": "the lowest UA that a dev speaker of the inner folds has.",
     "ECE": "expected calibration error: how far confidence lies from the share that is right; 0 is best.",
     "trial": "the experiment with one choice of settings, trained and valued in every inner fold.",

@@ -15,7 +15,7 @@ FOLDER = "predictions"
 
 
 def store(campaign_dir: Path) -> Path:
-    """Gather the test predictions of the finished folds, one file for each run, by the epochs chosen on dev.
+    """Gather the test predictions of the finished folds, one file for each run, by the epochs of their rule.
 
     A file is written again only if its run has other folds, or has them anew, or the campaign has another name for it.
 

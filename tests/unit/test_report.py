@@ -295,6 +295,21 @@ def test_the_promise_about_speakers_is_checked(tmp_path: Path, quick: None) -> N
     assert "LEAK" in report.text_table(report.load(run))
 
 
+def test_where_the_last_epoch_is_the_rule_it_is_told_once_and_not_as_chosen(tmp_path: Path, quick: None) -> None:
+    last = gathered(tmp_path / "demo-aaaaaaaaaaaa", epochs=3, overrides={"protocol.select": "last"})
+    text = report.text_table(report.load(last))
+    assert "chosen on dev" not in text and text.count("last epoch ") == 1
+    page = Page(report.build([last], tmp_path / "last")).text
+    assert "chosen on dev" not in page.lower() and "Mean over folds, last epoch. 95 % interval" in page
+
+    best = gathered(tmp_path / "demo-bbbbbbbbbbbb", epochs=3)
+    text = report.text_table(report.load(best))
+    assert text.count("chosen on dev ") == text.count("last epoch ") == 1
+    page = Page(report.build([best, last], tmp_path / "both")).text
+    assert "Mean over folds, epoch chosen on dev." in page and "Mean over folds, last epoch." in page
+    assert "Chosen on dev" in page and page.partition("Mean over folds")[0].count("the same") == 1
+
+
 def test_dropped_utterances_and_ties_are_told(tmp_path: Path, quick: None) -> None:
     run = write_run(tmp_path / "demo-0123456789ab")
     facts = json.loads((run / "run.json").read_text())
@@ -334,7 +349,10 @@ def test_published_numbers_stand_beside_the_task_they_are_of(tmp_path: Path, qui
     named_otherwise = {f"class {number}": labels for number, labels in enumerate(reversed(members.values()))}
     assert published(tmp_path / "named otherwise", corpus, members=named_otherwise)
     assert published(tmp_path / "a file could not be used", corpus, utterances=utterances - 1)
+    assert published(tmp_path / "last", corpus, {"overrides": {"protocol.select": "last"}})
+    assert Page(tmp_path / "last" / "out" / "index.html").text.count("this run, last epoch") == 1
     said = Page(tmp_path / "as it is" / "out" / "index.html").text
+    assert said.count("this run, epoch chosen on dev") == said.count("this run, last epoch") == 1
     paper = report.PUBLISHED[corpus, protocol]
     assert f"{paper.ua:.2f}" in said and ("which actors form a fold" in said) is (corpus == "ravdess")
 

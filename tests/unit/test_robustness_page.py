@@ -40,6 +40,7 @@ def results(
         "data_hash": "feedc0dedeadbeef",
         "protocol": "speaker",
         "protocol_hash": "abcdef",
+        "select": "dev_ua",
         "leaks": [],
         "folds": [0, 1],
         "folds_of_protocol": 2,
@@ -146,6 +147,12 @@ def test_what_a_reader_must_know_is_told_first(tmp_path: Path) -> None:
     assert Robustness(tmp_path, tmp_path / "index.html", found).as_json()["leaks"] == found["leaks"]
     with (tmp_path / "table.csv").open(newline="") as file:
         assert {row["leaks"] for row in csv.DictReader(file)} == {"fold 0: train and test share 1 speakers: 08"}
+
+
+def test_the_epoch_of_the_models_is_told_by_its_rule(tmp_path: Path) -> None:
+    for select, told in (("dev_ua", "chosen on dev"), ("dev_loss", "chosen on dev"), ("last", "of the last epoch")):
+        build(results(select=select), tmp_path)
+        assert f"The model of each fold, {told}, recognises" in Page(tmp_path / "index.html").text
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def search(*studies: Json, objectives: Sequence[str] = ("dev_ua",), **changes: A
         "title": "RAVDESS",
         "classes": list("abcdefgh"),
         "protocol": "speaker6",
+        "select": "dev_ua",
         "objectives": [{"name": name, "direction": "minimize" if name in down else "maximize"} for name in objectives],
         "sampler": "tpe",
         "pruner": "median",
@@ -347,6 +348,13 @@ def test_what_is_not_finite_has_no_value(tmp_path: Path, quick: dict[str, Callab
     assert "nan" not in page.text.lower() and "nan" not in (tmp_path / "report" / "trials.csv").read_text().lower()
     for draw in quick.values():
         figure_of(draw)
+
+
+def test_where_the_last_epoch_is_the_rule_test_scores_are_told_once(tmp_path: Path, quick: Any) -> None:
+    final = FINAL | {"searched_last": FINAL["searched"], "defaults_last": FINAL["defaults"]}
+    page = Page(build(write(tmp_path, search(study(3), final=final, select="last")))).text
+    assert "chosen on dev" not in page and "last epoch" in page
+    assert page.count("55.1 [49.2, 61.3]") == 1
 
 
 def test_inner_folds_that_leak_are_told(tmp_path: Path, quick: Any) -> None:
