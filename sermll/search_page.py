@@ -299,6 +299,7 @@ def _write_trials(found: Json, studies: Sequence[Study], path: Path) -> None:
         "seconds",
         "note",
         "overrides",
+        "leaks",
     ]
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -311,7 +312,7 @@ def _write_trials(found: Json, studies: Sequence[Study], path: Path) -> None:
                 settings = (json.dumps(raw["settings"][key]) if key in raw["settings"] else "" for key in keys)
                 row = [" ".join(map(str, study.facts["test_folds"])), trial.number, trial.state, trial.role, *values]
                 row += [len(steps), steps[-1] if steps else "", raw["seconds"], raw["note"]]
-                table.writerow([*row, json.dumps(raw["overrides"]), *settings])
+                table.writerow([*row, json.dumps(raw["overrides"]), "; ".join(found.get("leaks", [])), *settings])
 
 
 def _what(found: Json) -> str:

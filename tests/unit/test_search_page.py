@@ -366,6 +366,7 @@ def test_inner_folds_that_leak_are_told(tmp_path: Path, quick: Any) -> None:
     assert "LEAK, values are too high: inner fold 2 trains and values on 02." in Page(page).text
     assert f"LEAK, scores are too high: {leak}." in Page(page).text
     assert Outcome(tmp_path, found, page, (), None).as_json()["leaks"] == [leak]
+    assert {row["leaks"] for row in csv.DictReader((page.parent / "trials.csv").open(newline=""))} == {leak}
 
 
 @pytest.mark.parametrize(
