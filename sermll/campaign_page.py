@@ -73,9 +73,8 @@ def text(found: Tally) -> str:
         rows = [{**header, "versus": "difference", "verdict": ""}]
         for rank, (name, record) in enumerate(zip(group.names, records, strict=True)):
             cells = _cells(record)
-            row = {"name": name, "UA": cells["UA"], "last": "", "sd": cells["sd over seeds"]}
-            if record["select"] != "last":
-                row["last"] = percent(record["last_ua"])
+            last = "" if record["select"] == "last" else percent(record["last_ua"])
+            row = {"name": name, "UA": cells["UA"], "last": last, "sd": cells["sd over seeds"]}
             row["folds"] = f"{record['finished']}/{record['asked']}"
             row["versus"] = cells["difference in UA"] or "reference" * (rank == 0 and len(records) > 1)
             rows.append({**row, "verdict": cells["verdict"]})
@@ -108,7 +107,7 @@ def _cells(record: Json) -> dict[str, str]:
         "UA": _ci(record, "ua"),
         "WA": _ci(record, "wa"),
         "macro F1": _ci(record, "macro_f1"),
-        "UA, last epoch": SAME if record["select"] == "last" else _ci(record, "last_ua"),
+        "UA, last epoch": SAME if _is_last(record) else _ci(record, "last_ua"),
         "sd over seeds": percent(record["seed_sd"]),
         "sd over folds": percent(record["fold_sd"]),
         "difference in UA": difference + interval,
@@ -216,6 +215,11 @@ def _epoch(found: Tally) -> str:
     return "epoch as protocol.select says" if len(rules) > 1 else LAST if True in rules else "epoch chosen on dev"
 
 
+def _is_last(record: Json) -> bool:
+    """Whether a row's scores are those by the last epoch, as its rule has it."""
+    return record["select"] == "last" and record["ua"] is not None
+
+
 def _leaks(found: Tally) -> list[str]:
     return leak_notices({", ".join(row.labels.values()): row.leaks for row in found.rows})
 
@@ -289,7 +293,7 @@ _NO_RESULT = (
 def _score_row(name: str, row: Row, record: Json) -> list[object]:
     cells = _cells(record)
     scores: list[object] = [_stacked(record, key) for key in ("ua", "wa", "macro_f1")]
-    scores.append(SAME if record["select"] == "last" else _stacked(record, "last_ua"))
+    scores.append(SAME if _is_last(record) else _stacked(record, "last_ua"))
     done: object = cells["folds x seeds"]
     if row.folds and row.finished < row.asked:
         counted = f"of fold {', '.join(map(str, row.folds))}"

@@ -214,21 +214,25 @@ def test_small_panels_hold_rows_without_utterances_of_a_class() -> None:
 
 def test_where_the_last_epoch_is_the_rule_it_is_told_once_and_not_as_chosen(tmp_path: Path, undrawn: None) -> None:
     def by(rules: dict[str, str]) -> tuple[str, str, list[str], list[dict[str, str]]]:
-        """Page, terminal, table.md and table.csv of rows with a rule each."""
+        """Page, terminal, table.md and table.csv of rows with a rule each; one called same has no score yet."""
         campaign = write_campaign(
             tmp_path / "-".join(rules.values()),
             {"variant": tuple(rules)},
-            lambda labels: settings(labels, overrides={"protocol.select": rules[labels["variant"]]}),
+            lambda labels: settings(
+                labels,
+                overrides={"protocol.select": rules[labels["variant"]]},
+                finished=0 if labels["variant"] == "same" else None,
+            ),
         )
         found, page = build(campaign)
         records = list(csv.DictReader((page.parent / "table.csv").open(newline="")))
         return Page(page).text, text(found), (page.parent / "table.md").read_text().splitlines()[2:], records
 
-    page, told, rows, records = by({"base": "last", "better": "last"})
+    page, told, rows, records = by({"base": "last", "better": "last", "same": "last"})
     assert "chosen on dev" not in (page + told).lower() and "last epoch" in page and "UA: last epoch. sd:" in told
     assert not re.search(r"UA \[95 % interval\] +last", told)
-    assert all(" | the same | " in row for row in rows)
-    assert [(row["select"], row["last_ua"] == row["ua"]) for row in records] == [("last", True)] * 2
+    assert [" | the same | " in row for row in rows] == [True, True, False]
+    assert [(row["select"], row["last_ua"] == row["ua"]) for row in records] == [("last", True)] * 3
 
     page, told, rows, records = by({"base": "dev_loss", "better": "last"})
     assert "epoch as protocol.select says" in page and "UA: epoch as protocol.select says. last:" in told
