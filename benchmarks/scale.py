@@ -120,6 +120,7 @@ def write_table(path: Path, count: int) -> None:
         "default_folds": "fold",
         "folds": {},
         "licence": "none",
+        "trim_db": None,
         "shards": shards,
         "data_hash": content_hash("big", CLASSES, rows),
     }

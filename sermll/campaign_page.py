@@ -15,7 +15,7 @@ from sermll import metrics, page, pictures
 from sermll.errors import DataError
 from sermll.page import Html, tag
 from sermll.storage import place, send
-from sermll.tables import cut, latex, markdown, percent, with_interval
+from sermll.tables import cut, latex, leak_notices, markdown, percent, with_interval
 from sermll.tally import Cost, Group, Json, Row, Tally, code_in_words, tally
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ WIDTH = 100
 NAMED = 8
 """Differences that the headline names, and failures that the terminal does."""
 UNDECIDED = "no difference shown"
+LAST = "last epoch"
+SAME = "the same"
+"""The score by the last epoch, where the last epoch is the rule."""
 PRINTED = ("UA", "WA", "macro F1", "UA, last epoch", "difference in UA", "p (Holm)", "verdict", "folds x seeds")
 """Columns of table.md and table.tex after those of the axes; table.csv has every number."""
 
@@ -70,7 +73,8 @@ def text(found: Tally) -> str:
         rows = [{**header, "versus": "difference", "verdict": ""}]
         for rank, (name, record) in enumerate(zip(group.names, records, strict=True)):
             cells = _cells(record)
-            row = {"name": name, "UA": cells["UA"], "last": percent(record["last_ua"]), "sd": cells["sd over seeds"]}
+            last = "" if record["select"] == "last" else percent(record["last_ua"])
+            row = {"name": name, "UA": cells["UA"], "last": last, "sd": cells["sd over seeds"]}
             row["folds"] = f"{record['finished']}/{record['asked']}"
             row["versus"] = cells["difference in UA"] or "reference" * (rank == 0 and len(records) > 1)
             rows.append({**row, "verdict": cells["verdict"]})
@@ -84,7 +88,9 @@ def text(found: Tally) -> str:
     failures = _failures(found)
     lines += ["", *(f"failed: {name}, {why}" for name, why in failures[:NAMED])]
     lines += [f"and {len(failures) - NAMED} more failed"] if len(failures) > NAMED else []
-    lines.append("last: UA by the last epoch. sd: standard deviation of the seeds' UA. Intervals are over speakers.")
+    last = "last: UA by the last epoch. " if _epoch(found) != LAST else ""
+    legend = f"UA: {_epoch(found)}. {last}sd: standard deviation of the seeds' UA. Intervals are over speakers."
+    lines += wrap(legend, WIDTH)
     return "\n".join(cut(line, WIDTH) for line in lines)
 
 
@@ -101,7 +107,7 @@ def _cells(record: Json) -> dict[str, str]:
         "UA": _ci(record, "ua"),
         "WA": _ci(record, "wa"),
         "macro F1": _ci(record, "macro_f1"),
-        "UA, last epoch": _ci(record, "last_ua"),
+        "UA, last epoch": SAME if _is_last(record) else _ci(record, "last_ua"),
         "sd over seeds": percent(record["seed_sd"]),
         "sd over folds": percent(record["fold_sd"]),
         "difference in UA": difference + interval,
@@ -118,7 +124,7 @@ def _write_tables(found: Tally, out: Path) -> None:
     with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
         writer.writeheader()
-        listed = {"folds": " ", "compared_folds": " ", "failures": "; "}
+        listed = {"folds": " ", "compared_folds": " ", "failures": "; ", "leaks": "; "}
         for record in records:
             writer.writerow(record | {key: mark.join(map(str, record[key])) for key, mark in listed.items()})
     axes = [key for key in records[0] if key.startswith("axis_")]
@@ -127,10 +133,11 @@ def _write_tables(found: Tally, out: Path) -> None:
         [[*(record[axis] for axis in axes), *(_cells(record)[column] for column in PRINTED)] for record in members]
         for _, members in _by_group(found)
     ]
-    (out / "table.md").write_text(markdown(header, [row for rows in groups for row in rows]), encoding="utf-8")
+    leaks = _leaks(found)
+    (out / "table.md").write_text(markdown(header, [row for rows in groups for row in rows], leaks), encoding="utf-8")
     columns = "l" * len(axes) + "r" * (len(PRINTED) - 2) + "lr"
-    note = "in percent, mean over folds and seeds, [95 % interval over speakers]"
-    (out / "table.tex").write_text(latex(header, groups, columns, note), encoding="utf-8")
+    note = f"in percent, mean over folds and seeds, {_epoch(found)}, [95 % interval over speakers]"
+    (out / "table.tex").write_text(latex(header, groups, columns, note, leaks), encoding="utf-8")
 
 
 def _overview(found: Tally, out: Path) -> Iterator[Html]:
@@ -146,7 +153,7 @@ def _overview(found: Tally, out: Path) -> Iterator[Html]:
             partial(pictures.forest, list(_bars(found))),
             out / "forest",
             "Scores and differences",
-            "Left: UA, mean over folds and seeds, epoch chosen on dev, with its 95 % interval over speakers. Right: "
+            f"Left: UA, mean over folds and seeds, {_epoch(found)}, with its 95 % interval over speakers. Right: "
             "the paired difference to the first row of the group, on the folds that both have. Rows share their "
             "speakers: intervals on the left may overlap where the difference on the right is clear.",
         )
@@ -163,7 +170,7 @@ def _headline(found: Tally) -> list[str]:
     scored = [record for record in found.as_json() if record["ua"] is not None]
     if not differences:
         if len(scored) == 1:
-            return [f"UA {percent(scored[0]['ua'])} %", f"{_ci(scored[0], 'ua')}, epoch chosen on dev."]
+            return [f"UA {percent(scored[0]['ua'])} %", f"{_ci(scored[0], 'ua')}, {_epoch(found)}."]
         return ["No differences yet" if scored else "No numbers yet"]
     rest = differences - len(shown)
     more = [f"And {len(shown) - NAMED} more, see below."] if len(shown) > NAMED else []
@@ -182,8 +189,7 @@ def _in_words(record: Json) -> str:
 
 def _notices(found: Tally) -> list[str]:
     """What a reader must know before trusting the numbers."""
-    leaks = [leak for row in found.rows if row.facts for leak in row.facts["protocol"]["leaks"]]
-    notices = [f"LEAK, scores are too high: {leak}." for leak in dict.fromkeys(leaks)]
+    notices = _leaks(found)
     unfinished = [row for row in found.rows if row.finished < row.asked]
     if unfinished:
         count = page.count(unfinished, "row")
@@ -201,6 +207,21 @@ def _notices(found: Tally) -> list[str]:
                 f"{page.count(range(differences), 'difference')}. Hardly any can be shown, whatever its size."
             )
     return notices
+
+
+def _epoch(found: Tally) -> str:
+    """By which epoch the scores are."""
+    rules = {row.select == "last" for row in found.rows if row.select}
+    return "epoch as protocol.select says" if len(rules) > 1 else LAST if True in rules else "epoch chosen on dev"
+
+
+def _is_last(record: Json) -> bool:
+    """Whether a row's scores are those by the last epoch, as its rule has it."""
+    return record["select"] == "last" and record["ua"] is not None
+
+
+def _leaks(found: Tally) -> list[str]:
+    return leak_notices({", ".join(row.labels.values()): row.leaks for row in found.rows})
 
 
 def _group(found: Tally, number: int, out: Path) -> Iterator[Html]:
@@ -271,7 +292,8 @@ _NO_RESULT = (
 
 def _score_row(name: str, row: Row, record: Json) -> list[object]:
     cells = _cells(record)
-    scores = (_stacked(record, key) for key in ("ua", "wa", "macro_f1", "last_ua"))
+    scores: list[object] = [_stacked(record, key) for key in ("ua", "wa", "macro_f1")]
+    scores.append(SAME if _is_last(record) else _stacked(record, "last_ua"))
     done: object = cells["folds x seeds"]
     if row.folds and row.finished < row.asked:
         counted = f"of fold {', '.join(map(str, row.folds))}"
@@ -320,7 +342,7 @@ def _rest(found: Tally) -> Iterator[Html]:
     listed = page.table((*campaign["axes"], "overrides", "run"), cells, words=range(len(campaign["axes"]) + 2))
     yield tag("details", tag("summary", f"All {page.count(cells, 'cell')}"), listed)
     yield tag("h3", "Words")
-    yield page.facts(_WORDS)
+    yield page.facts({word: told for word, told in _WORDS.items() if word != "Chosen on dev" or _epoch(found) != LAST})
 
 
 _WORDS = {

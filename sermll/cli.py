@@ -256,6 +256,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("run_dir", type=_place, metavar="RUN", help="folder printed by `sermll train`")
     predict.add_argument("files", type=_place, nargs="+", metavar="AUDIO", help="WAV, FLAC or other recordings")
     predict.add_argument("--fold", type=int, help="use this fold's model; default: average over all folds' models")
+    predict.add_argument(
+        "--like", metavar="CORPUS", help="where the run's corpora were trimmed differently: cut ends as of this one"
+    )
 
     track = _verb(
         verbs,
@@ -471,6 +474,7 @@ def _train(options: argparse.Namespace) -> int:
                     {name: fold[name] for name in ("fold", "ua", "wa", "epochs", "best_epoch")}
                     for fold in outcome.metrics["folds"]
                 ],
+                "leaks": outcome.metrics["leaks"],
             }
         )
     return 0
@@ -671,16 +675,19 @@ def _robustness(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from sermll.predict import predict
 
-    predictions, faults = predict(options.run_dir, options.files, options.fold)
-    width = max((len(prediction.file) for prediction in predictions), default=0)
-    for prediction in predictions:
+    found = predict(options.run_dir, options.files, options.fold, options.like)
+    for notice in found.notices:
+        print(notice)
+    width = max((len(prediction.file) for prediction in found.predictions), default=0)
+    for prediction in found.predictions:
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         shares = "  ".join(f"{name} {value:.2f}" for name, value in ranked[:4])
         print(f"{prediction.file:<{width}}  {prediction.label:<12} {shares}")
     if options.json:
-        _print_json([{"file": p.file, "label": p.label, "probabilities": p.probabilities} for p in predictions])
-    if faults:
-        raise DataError("\n".join([f"{len(faults)} of {len(options.files)} files could not be used", *faults]))
+        _print_json(found.as_json())
+    if found.faults:
+        count = f"{len(found.faults)} of {len(options.files)} files could not be used"
+        raise DataError("\n".join([count, *found.faults]))
     return 0
 
 

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from sermll import metrics
 from sermll.errors import DataError
-from sermll.results import by_speaker, read_predictions
+from sermll.results import by_speaker, read_predictions, read_run
+from sermll.tables import leak_notices
 
 DRAWS = 10_000
 EXACT_SPEAKERS = 12
@@ -136,13 +137,17 @@ class Comparison:
     """Of every run but the first, to the first."""
     corrected_p: tuple[float, ...]
     """By Holm, over these differences."""
+    leaks: tuple[list[str], ...]
+    """Of the folds of every run."""
 
     def as_json(self) -> list[dict[str, Any]]:
         """For programs; the first run has no difference."""
-        rows: list[dict[str, Any]] = [{"run_dir": str(self.runs[0]), "ua": self.ua[0], "difference": None}]
-        for run, ua, difference, p in zip(self.runs[1:], self.ua[1:], self.differences, self.corrected_p, strict=True):
-            told = {"value": difference.value, "low": difference.low, "high": difference.high}
-            rows.append({"run_dir": str(run), "ua": ua, "difference": told | {"p": difference.p, "p_holm": p}})
+        rows: list[dict[str, Any]] = [
+            {"run_dir": str(run), "ua": ua, "difference": None, "leaks": leaks}
+            for run, ua, leaks in zip(self.runs, self.ua, self.leaks, strict=True)
+        ]
+        for row, difference, p in zip(rows[1:], self.differences, self.corrected_p, strict=True):
+            row["difference"] = vars(difference) | {"p_holm": p}
         return rows
 
 
@@ -167,7 +172,9 @@ def compare(runs: Sequence[Path]) -> Comparison:
     whole = np.ones((1, len(folds)))
     ua = [float(metrics.weighted_ua(whole, counts, folds)[0]) for counts, *_ in counted]
     differences = [paired_difference(counted[0][0], counts, folds, speakers, SEED) for counts, *_ in counted[1:]]
-    return Comparison(tuple(runs), tuple(ua), tuple(differences), tuple(holm([one.p for one in differences])))
+    corrected = holm([one.p for one in differences])
+    leaks = tuple(read_run(run)["protocol"]["leaks"] for run in runs)
+    return Comparison(tuple(runs), tuple(ua), tuple(differences), tuple(corrected), leaks)
 
 
 def text(found: Comparison) -> str:
@@ -175,6 +182,7 @@ def text(found: Comparison) -> str:
     names = [run.name for run in found.runs]
     width = max(map(len, names))
     lines = [
+        *leak_notices({str(run): leaks for run, leaks in zip(found.runs, found.leaks, strict=True)}),
         f"{'run':<{width}}  {'UA':>6}  {'difference':>10}  {'95 % interval':<16}{'p':>8}{'p (Holm)':>10}",
         f"{names[0]:<{width}}  {100 * found.ua[0]:>6.1f}",
     ]

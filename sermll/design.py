@@ -105,6 +105,7 @@ class Design:
                 "classes": self.classes,
                 "utterances": int(self.labelled.kept.sum()),
                 "hours": round(float(self.prepared.num_samples[self.labelled.kept].sum() / 16_000 / 3600), 4),
+                "trim_db": dict(self.prepared.trim_db),
                 "targets": self.rules["targets"],
                 **describe(self.labelled, self.prepared.table["corpus"].to_pylist()),
             },

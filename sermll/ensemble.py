@@ -55,6 +55,7 @@ class Ensemble:
             "metrics": scores | {"ua_low": selected["ua"]["low"], "ua_high": selected["ua"]["high"]},
             "members": [{name: member[name] for name in ("run_dir", "ua")} for member in joined["members"]],
             "difference": joined["difference"],
+            "leaks": self.metrics["leaks"],
         }
 
 

@@ -28,7 +28,7 @@ from sermll.design import Design
 from sermll.files import read_json, write_json
 from sermll.results import PREDICTIONS, estimate
 from sermll.storage import place, send
-from sermll.tables import latex, markdown, with_interval
+from sermll.tables import latex, leak_notices, markdown, with_interval
 
 WITHIN, FROM_ONE, FROM_OTHERS = "within", "from one corpus", "from all others"
 SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro F1"}
@@ -59,13 +59,16 @@ class Cell:
     labels: Mapping[str, Sequence[str]]
     """Its label space: each class and the labels that it takes, of the corpora trained on and tested."""
     way: Literal["within", "from one corpus", "from all others"]
+    leaks: Sequence[str]
+    """What stands on two sides of its folds, each in words."""
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         ends = {"": "value", "_low": "low", "_high": "high"}
         scores = {f"{name}{end}": self.scores[name][key] for name in SCORES for end, key in ends.items()}
         told = {"train": self.train, "test": self.test, "how": self.way}
-        return told | {"utterances": self.utterances, "speakers": self.speakers, "labels": self.labels} | scores
+        told |= {"utterances": self.utterances, "speakers": self.speakers, "labels": self.labels}
+        return told | scores | {"leaks": self.leaks}
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Matrix:
             "ua_low": self.grid("low"),
             "ua_high": self.grid("high"),
             "cells": [cell.as_json() for cell in self.cells],
+            "leaks": list(dict.fromkeys(leak for cell in self.cells for leak in cell.leaks)),
         }
 
 
@@ -173,14 +177,16 @@ def _cell(run: Path, fold: int | None, train: str, test: str, classes: Sequence[
         return None
     scores, _ = estimate(table, classes)
     way = WITHIN if train == test else FROM_OTHERS if train == OTHERS else FROM_ONE
-    labels = read_json(run / "run.json")["data"]["members"]
-    return Cell(train, test, len(table), len(set(table["speaker"].to_pylist())), scores, labels, way)
+    facts = read_json(run / "run.json")
+    leaks = [leak for leak in facts["protocol"]["leaks"] if fold is None or leak.startswith(f"fold {fold}: ")]
+    speakers = len(set(table["speaker"].to_pylist()))
+    return Cell(train, test, len(table), speakers, scores, facts["data"]["members"], way, leaks)
 
 
 def text(matrix: Matrix) -> str:
     """The matrix for the terminal: scores in percent with their intervals."""
     first = max(len(name) for name in (*matrix.rows, CORNER))
-    lines = [*_spaces(matrix)]
+    lines = [*_leaks(matrix), *_spaces(matrix)]
     for score, rows in _tables(matrix).items():
         lines += ["", score]
         for row in ([CORNER, *matrix.corpora], *rows):
@@ -218,6 +224,10 @@ def _spaces(matrix: Matrix) -> Iterator[str]:
             yield f"of these in {cell.train} on {cell.test}: {_words(cell.labels)}"
 
 
+def _leaks(matrix: Matrix) -> list[str]:
+    return leak_notices({f"{cell.train} on {cell.test}": cell.leaks for cell in matrix.cells})
+
+
 def _words(labels: Mapping[str, Sequence[str]]) -> str:
     return ", ".join(
         name if list(words) == [name] else f"{name} ({', '.join(words)})" for name, words in labels.items()
@@ -229,18 +239,20 @@ def build(campaign_dir: Path) -> tuple[Matrix, Path]:
     matrix = read_matrix(campaign_dir)
     out = campaign_dir / "report"
     out.mkdir(exist_ok=True)
-    tables, spaces, legend = _tables(matrix), list(_spaces(matrix)), _legend(matrix)
+    tables, spaces, legend, leaks = _tables(matrix), list(_spaces(matrix)), _legend(matrix), _leaks(matrix)
     header = ["score", CORNER, *matrix.corpora]
     groups = [[[score, *row] for row in rows] for score, rows in tables.items()]
     write_json(out / "matrix.json", matrix.as_json())
     _write_csv(out / "matrix.csv", matrix)
-    lines = markdown(header, [row for rows in groups for row in rows])
+    lines = markdown(header, [row for rows in groups for row in rows], leaks)
     (out / "matrix.md").write_text("\n\n".join([*spaces, lines, legend]) + "\n", encoding="utf-8")
     columns = "ll" + "r" * len(matrix.corpora)
-    (out / "matrix.tex").write_text(latex(header, groups, columns, "; ".join([*spaces, legend])), encoding="utf-8")
+    note = "; ".join([*spaces, legend])
+    (out / "matrix.tex").write_text(latex(header, groups, columns, note, leaks), encoding="utf-8")
     drawn = pictures.save(out / "matrix", _picture(matrix))
     path = out / "matrix.html"
-    content = [page.tag("h1", "Across corpora"), *(page.tag("p", f"{space}.") for space in spaces)]
+    content = [page.tag("h1", "Across corpora"), *(page.tag("p", leak, class_="notice") for leak in leaks)]
+    content += [page.tag("p", f"{space}.") for space in spaces]
     for score, rows in tables.items():
         content += [page.tag("h3", score), page.table((CORNER, *matrix.corpora), rows, words=(0,))]
     content += [
@@ -278,8 +290,8 @@ def _write_csv(path: Path, matrix: Matrix) -> None:
     """One line for each cell, with every score."""
     with path.open("w", newline="", encoding="utf-8") as file:
         names = [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")]
-        header = ["train", "test", "how", "utterances", "speakers", "labels", *names]
+        header = ["train", "test", "how", "utterances", "speakers", "labels", *names, "leaks"]
         writer = csv.DictWriter(file, header, lineterminator="\n")
         writer.writeheader()
         for cell in matrix.cells:
-            writer.writerow(cell.as_json() | {"labels": _words(cell.labels)})
+            writer.writerow(cell.as_json() | {"labels": _words(cell.labels), "leaks": "; ".join(cell.leaks)})

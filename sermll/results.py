@@ -20,11 +20,11 @@ from sermll.files import FRESH_S, fetch_run, naming, read_json, read_yaml, whole
 from sermll.storage import address
 
 PREDICTIONS = "predictions.parquet"
-"""Test utterances, by the epoch that was chosen on dev."""
+"""Test utterances, by the epoch that `protocol.select` names."""
 LAST_PREDICTIONS = "predictions_last.parquet"
 """Test utterances, by the last epoch."""
 DEV_PREDICTIONS = "predictions_dev.parquet"
-"""Dev utterances, by the epoch that was chosen on them."""
+"""Dev utterances, by the epoch of `PREDICTIONS`."""
 BOOTSTRAP_SEED = 0
 
 

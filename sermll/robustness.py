@@ -71,6 +71,7 @@ class Robustness:
                 }
                 for row in self.found["conditions"]
             ],
+            "leaks": self.found["leaks"],
         }
 
 
@@ -149,6 +150,7 @@ def robustness(
         **{name: run["data"][name] for name in ("title", "data_hash")},
         "protocol": run["protocol"]["name"],
         "protocol_hash": run["protocol"]["hash"],
+        "select": run["protocol"]["select"],
         "leaks": run["protocol"]["leaks"],
         "folds": [fold.number for fold in folds],
         "folds_of_protocol": len(run["protocol"]["folds"]),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sermll import page, pictures
 from sermll.page import Html, tag
 from sermll.storage import send
-from sermll.tables import percent, with_interval
+from sermll.tables import leak_notices, percent, with_interval
 
 Json = dict[str, Any]
 SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro F1"}
@@ -22,7 +22,6 @@ MEAN = "mean of noises"
 _WIDTH, _NAME_WIDTH, _CELL_WIDTH = 100, 28, 8
 
 _HOW = (
-    "The model of each fold, chosen on dev, recognises the fold's test utterances as they are and with noise added.",
     "SNR is the active speech level of the utterance (ITU-T P.56, method B: pauses do not count) minus the level of "
     "the noise (root mean square over all of the utterance). Sums are not clipped.",
     "An utterance meets one segment of each noise, drawn by seed, utterance and noise: the same at every SNR and in "
@@ -69,10 +68,10 @@ def write_table(found: Json, path: Path) -> None:
     rows += [("mean", "", row["snr_db"], row) for row in found["mean"]]
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("kind", "noise", "snr_db", *names))
+        table.writerow(("kind", "noise", "snr_db", *names, "leaks"))
         for kind, noise, level, row in rows:
             cells = [row[score][end] for score in SCORES for end in ("value", "low", "high")]
-            table.writerow((kind, noise, level, *cells))
+            table.writerow((kind, noise, level, *cells, "; ".join(found["leaks"])))
 
 
 def build(found: Json, out: Path) -> Path:
@@ -137,6 +136,11 @@ def _curves(found: Json, out: Path) -> Iterator[Html]:
 
 def _how(found: Json) -> Iterator[Html]:
     yield tag("h3", "How it was measured")
+    epoch = "of the last epoch" if found["select"] == "last" else "chosen on dev"
+    yield tag(
+        "p",
+        f"The model of each fold, {epoch}, recognises the fold's test utterances as they are and with noise added.",
+    )
     yield from (tag("p", words) for words in _HOW)
     lengths = ", ".join(f"{noise['name']} {noise['duration_s']:.0f} s" for noise in found["noises"])
     yield page.facts(
@@ -153,7 +157,7 @@ def _how(found: Json) -> Iterator[Html]:
 
 def _notes(found: Json) -> Iterator[str]:
     """What a reader must know before trusting the numbers, one sentence each."""
-    yield from (f"LEAK, scores are too high: {leak}." for leak in found["leaks"])
+    yield from leak_notices({found["run"]: found["leaks"]})
     if len(found["folds"]) < found["folds_of_protocol"]:
         yield f"{len(found['folds'])} of the protocol's {found['folds_of_protocol']} folds are finished."
     quiet = found["without_level"]

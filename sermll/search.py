@@ -78,6 +78,7 @@ class Outcome:
             "nested_test": {"ua": ua["value"], "ua_low": ua["low"], "ua_high": ua["high"]}
             if ua and self.found["nested"]
             else None,
+            "leaks": self.found["leaks"],
         }
 
 
@@ -338,6 +339,7 @@ def _describe(search: Search, studies: list[dict[str, Any]], final: dict[str, An
         "title": design.prepared.manifest["title"],
         "classes": list(design.classes),
         "protocol": design.folds.name,
+        "select": design.rules["select"],
         "leaks": [str(leak) for leak in design.leaks],
         "objectives": [{"name": name, "direction": DIRECTIONS[name]} for name in file.objectives],
         "sampler": file.sampler,

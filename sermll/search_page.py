@@ -23,7 +23,7 @@ from sermll.files import naming, read_json
 from sermll.page import Html, tag
 from sermll.pictures import Goal, Trial
 from sermll.storage import send
-from sermll.tables import cut, percent, with_interval
+from sermll.tables import cut, leak_notices, percent, with_interval
 from sermll.tally import Json, code_in_words
 
 if TYPE_CHECKING:
@@ -299,6 +299,7 @@ def _write_trials(found: Json, studies: Sequence[Study], path: Path) -> None:
         "seconds",
         "note",
         "overrides",
+        "leaks",
     ]
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -311,7 +312,7 @@ def _write_trials(found: Json, studies: Sequence[Study], path: Path) -> None:
                 settings = (json.dumps(raw["settings"][key]) if key in raw["settings"] else "" for key in keys)
                 row = [" ".join(map(str, study.facts["test_folds"])), trial.number, trial.state, trial.role, *values]
                 row += [len(steps), steps[-1] if steps else "", raw["seconds"], raw["note"]]
-                table.writerow([*row, json.dumps(raw["overrides"]), *settings])
+                table.writerow([*row, json.dumps(raw["overrides"]), "; ".join(found.get("leaks", [])), *settings])
 
 
 def _what(found: Json) -> str:
@@ -373,7 +374,7 @@ def _verdict(final: Json) -> str:
 
 def _notices(found: Json, studies: Sequence[Study]) -> list[str]:
     """What a reader must know before trusting the numbers."""
-    notices = [f"LEAK, scores are too high: {leak}." for leak in found.get("leaks", [])]
+    notices = leak_notices({found["name"]: found.get("leaks", [])})
     for study in studies:
         of = f"{study.title}: " if len(studies) > 1 else ""
         failed = sum(trial.state == "failed" for trial in study.trials)
@@ -397,11 +398,12 @@ def _result(found: Json, studies: Sequence[Study]) -> Iterator[Html]:
     final = found["final"]
     if final is not None:
         yield tag("h3", "On speakers that no trial saw")
+        epochs = {"": "last epoch"} if found["select"] == "last" else {"": "epoch chosen on dev", "_last": "last epoch"}
         rows = [
-            (title, with_interval(final[key]), with_interval(final[f"{key}_last"]), len(final["runs"].get(key, [])))
+            (title, *(with_interval(final[key + which]) for which in epochs), len(final["runs"].get(key, [])))
             for key, title in (("searched", "what was found"), ("defaults", STANDS))
         ]
-        yield page.table(("UA in % [95 % interval]", "epoch chosen on dev", "last epoch", "runs"), rows)
+        yield page.table(("UA in % [95 % interval]", *epochs.values(), "runs"), rows)
     yield tag("h3", "What the trials were allowed to see")
     yield from _seen(studies)
     yield tag("h3", "What was searched, and what was found")
@@ -680,7 +682,7 @@ def _rest(found: Json, studies: Sequence[Study]) -> Iterator[Html]:
 
 _WORDS = {
     "UA": "unweighted accuracy, the mean of the recalls of the classes: every class counts the same.",
-    "dev UA": "UA on the dev speakers of the inner folds, by the best epoch on them.",
+    "dev UA": "UA on the dev speakers of the inner folds, by the epoch that protocol.select chooses there.",
     "worst speaker": "the lowest UA that a dev speaker of the inner folds has.",
     "ECE": "expected calibration error: how far confidence lies from the share that is right; 0 is best.",
     "trial": "the experiment with one choice of settings, trained and valued in every inner fold.",

@@ -160,6 +160,8 @@ class Prepared:
     """The shards; column `shard` counts along them."""
     corpora: Mapping[str, tuple[str, ...]]
     """Name and own classes of each corpus, in the order given."""
+    trim_db: Mapping[str, float | None]
+    """For each corpus how far below the loudest part its recordings' ends were cut; None: they were kept."""
 
     @classmethod
     def open(cls, path: str | Path | Sequence[str | Path]) -> "Prepared":
@@ -209,7 +211,8 @@ class Prepared:
         if content_hash(manifest["corpus"], manifest["classes"], rows) != manifest["data_hash"]:
             raise DataError(f"{path}: utterances.parquet does not give the manifest's data_hash; prepare again")
         named = table.append_column("corpus", pa.array([manifest["corpus"]] * len(table), pa.string()))
-        return cls((told,), manifest, named, files, {manifest["corpus"]: tuple(manifest["classes"])})
+        corpora = {manifest["corpus"]: tuple(manifest["classes"])}
+        return cls((told,), manifest, named, files, corpora, {manifest["corpus"]: manifest["trim_db"]})
 
     @property
     def path(self) -> str:
@@ -292,7 +295,9 @@ def _join(parts: Sequence[Prepared]) -> Prepared:
         tables.append(_prefixed(part.table, part.corpus, len(files)))
         files.extend(part.files)
     corpora = {part.corpus: part.classes for part in parts}
-    return Prepared(tuple(part.path for part in parts), manifest, pa.concat_tables(tables), tuple(files), corpora)
+    trim_db = {part.corpus: part.trim_db[part.corpus] for part in parts}
+    paths = tuple(part.path for part in parts)
+    return Prepared(paths, manifest, pa.concat_tables(tables), tuple(files), corpora, trim_db)
 
 
 def _prefixed(table: pa.Table, corpus: str, first_shard: int) -> pa.Table:

@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 
 from sermll import results, tally
 from sermll.errors import DataError
-from sermll.files import naming, whole
+from sermll.files import naming, read_json, whole
 from sermll.storage import place
 
 FOLDER = "predictions"
 
 
 def store(campaign_dir: Path) -> Path:
-    """Gather the test predictions of the finished folds, one file for each run, by the epochs chosen on dev.
+    """Gather the test predictions of the finished folds, one file for each run, by the epochs of their rule.
 
     A file is written again only if its run has other folds, or has them anew, or the campaign has another name for it.
 
@@ -23,8 +23,8 @@ def store(campaign_dir: Path) -> Path:
         campaign_dir: `runs/campaign-<name>`.
 
     Returns:
-        The folder, for `pyarrow.parquet.read_table` or pandas: the columns of a run's predictions, `run_id`, and
-        `axis_<name>` as text for each axis but `fold`. Empty while nothing is finished.
+        The folder, for `pyarrow.parquet.read_table` or pandas: the columns of a run's predictions, `run_id`, `leaks`
+        and `axis_<name>` as text, for each axis but `fold`. Empty while nothing is finished.
 
     Raises:
         DataError: no campaign, a damaged file, or a folder that cannot be written.
@@ -44,7 +44,9 @@ def store(campaign_dir: Path) -> Path:
             path.unlink()
         for run, places in folds.items():
             if places:
-                _write(folder / f"{run.name}.parquet", dict(sorted(places.items())), columns[run])
+                with naming(run / "run.json"):
+                    leaks = "; ".join(read_json(run / "run.json")["protocol"]["leaks"])
+                _write(folder / f"{run.name}.parquet", dict(sorted(places.items())), columns[run] | {"leaks": leaks})
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error})") from None
     return folder

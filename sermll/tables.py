@@ -30,20 +30,37 @@ def with_interval(score: Mapping[str, Any] | None) -> str:
     return f"{percent(score['value'])} [{percent(score['low'])}, {percent(score['high'])}]"
 
 
+def leak_notices(leaks: Mapping[str, Sequence[str]]) -> list[str]:
+    """What stands beside scores of folds that leak: each leak once, with whose it is unless it is everybody's.
+
+    Args:
+        leaks: those of each run, row or cell that is shown, by name.
+    """
+    owners: dict[str, list[str]] = {}
+    for name, those in leaks.items():
+        for leak in dict.fromkeys(those):
+            owners.setdefault(leak, []).append(name)
+    return [
+        f"LEAK, scores are too high: {leak}." + (f" This is of {'; '.join(names)}." if len(names) < len(leaks) else "")
+        for leak, names in owners.items()
+    ]
+
+
 def cut(line: str, width: int) -> str:
     """The line cut to the terminal, without characters that would steer it."""
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def markdown(header: Sequence[str], rows: Rows) -> str:
-    """A table of plain text cells; characters that Markdown would read are escaped."""
+def markdown(header: Sequence[str], rows: Rows, notices: Sequence[str] = ()) -> str:
+    """A table of plain text cells below its notices; characters that Markdown would read are escaped."""
     lines = [[_markdown(cell) for cell in row] for row in (header, *rows)]
     lines.insert(1, ["---"] * len(header))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    above = "".join(f"{_markdown(notice)}\n\n" for notice in notices)
+    return above + "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
-def latex(header: Sequence[str], groups: Sequence[Rows], columns: str, note: str) -> str:
+def latex(header: Sequence[str], groups: Sequence[Rows], columns: str, note: str, notices: Sequence[str] = ()) -> str:
     """A booktabs table; a rule stands between groups of rows.
 
     Args:
@@ -51,6 +68,7 @@ def latex(header: Sequence[str], groups: Sequence[Rows], columns: str, note: str
         groups: rows of plain text cells, group by group.
         columns: letters of the tabular environment, such as "lrr".
         note: a comment above the table.
+        notices: what is printed below it.
     """
     bodies = ["\n".join(" & ".join(map(_latex, row)) + r" \\" for row in rows) for rows in groups]
     lines = [
@@ -62,6 +80,7 @@ def latex(header: Sequence[str], groups: Sequence[Rows], columns: str, note: str
         "\n\\midrule\n".join(bodies),
         r"\bottomrule",
         r"\end{tabular}",
+        *(rf"\par {_latex(notice)}" for notice in notices),
     ]
     return "\n".join(lines) + "\n"
 

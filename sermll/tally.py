@@ -37,7 +37,7 @@ class Scores:
     """The numbers of a row, shares from 0 to 1, of the folds that are finished with every seed."""
 
     selected: Mapping[str, Mapping[str, Any]]
-    """By the epoch chosen on dev: `value`, `low` and `high` of ua, wa, macro_f1 and their pooled forms."""
+    """By the epoch of `protocol.select`: `value`, `low` and `high` of ua, wa, macro_f1 and their pooled forms."""
     last: Mapping[str, Mapping[str, Any]]
     """The same by the last epoch."""
     chosen_on_test_ua: float
@@ -116,6 +116,16 @@ class Row:
     cost: Cost
     versus: Versus | None = None
     """None for a reference, and where there are not two speakers to compare by."""
+
+    @property
+    def select(self) -> str | None:
+        """The rule by which its epochs were chosen; None before a run has started."""
+        return self.facts["protocol"]["select"] if self.facts else None
+
+    @property
+    def leaks(self) -> list[str]:
+        """What stands on two sides of a fold, each in words."""
+        return self.facts["protocol"]["leaks"] if self.facts else []
 
 
 @dataclass(frozen=True)
@@ -284,7 +294,11 @@ def _answers(path: Path) -> pa.Table:
 def _facts(run: Path) -> Json:
     with naming(run / "run.json"):
         told = read_json(run / "run.json")
-        _ = _identity(told), code_in_words(told["code"]), told["protocol"]["name"], told["protocol"]["leaks"]
+        _ = (
+            _identity(told),
+            code_in_words(told["code"]),
+            *(told["protocol"][key] for key in ("name", "leaks", "select")),
+        )
         return told
 
 
@@ -396,6 +410,7 @@ def _record(group: Group, row: Row) -> Json:
     record |= {"p": versus.difference.p if versus else None, "p_holm": versus.p_holm if versus else None}
     record |= {"verdict": versus.verdict if versus else None, "compared_folds": list(versus.folds) if versus else []}
     record |= {"folds": list(row.folds), "finished": row.finished, "asked": row.asked, "failures": list(row.failures)}
+    record |= {"leaks": row.leaks, "select": row.select}
     return record | vars(row.cost)
 
 

@@ -3,8 +3,8 @@
     runs/<name>-<run id>/
       config.yaml            the resolved settings
       run.json               data, protocol, code and package versions
-      metrics.json           per fold, mean over folds, pooled, with intervals; dev-selected and last epoch
-      predictions.parquet    one row per test utterance, by the epoch chosen on dev
+      metrics.json           per fold, mean over folds, pooled, with intervals; the chosen epoch and the last
+      predictions.parquet    one row per test utterance, by the chosen epoch
       predictions_last.parquet
       predictions_dev.parquet
       fold-0/                history.json, result.json, predictions, checkpoints/

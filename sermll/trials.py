@@ -247,7 +247,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _measure(job: FoldJob, classes: Sequence[str]) -> dict[str, float]:
-    """What a finished inner fold is worth, on its dev speakers, by the epoch chosen on them."""
+    """What a finished inner fold is worth, on its dev speakers, by the epoch that `protocol.select` names."""
     folder = Path(job.folder)
     result = read_json(folder / "result.json")
     with naming(folder / results.DEV_PREDICTIONS):

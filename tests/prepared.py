@@ -77,6 +77,7 @@ def write_prepared(
         "default_folds": "speaker",
         "folds": {},
         "licence": "none",
+        "trim_db": None,
         "problems": {},
         "noted": {},
         "shards": shards,
@@ -87,15 +88,15 @@ def write_prepared(
     return path
 
 
-def prepare_without_ray(root: Path, out: Path, facts: Corpus = CORPORA["emodb"]) -> Path:
+def prepare_without_ray(root: Path, out: Path, facts: Corpus = CORPORA["emodb"], trim_db: float | None = None) -> Path:
     """Prepare a corpus folder shard by shard; returns `out`."""
     rows, problems = prepare._read_rows(facts, root)
     (out / "shards").mkdir(parents=True)
     size = prepare.UTTERANCES_PER_SHARD
     for index, start in enumerate(range(0, len(rows), size)):
-        prepare._write_one_shard(root, out / "shards", index, rows[start : start + size], None)
-    source = prepare._fingerprint(facts, root, rows, problems, None)
-    prepare._write_manifest(facts, root, out, rows, problems, None, source)
+        prepare._write_one_shard(root, out / "shards", index, rows[start : start + size], trim_db)
+    source = prepare._fingerprint(facts, root, rows, problems, trim_db)
+    prepare._write_manifest(facts, root, out, rows, problems, trim_db, source)
     return out
 
 

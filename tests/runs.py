@@ -38,6 +38,7 @@ def write_run(
     experiment = resolve(
         {"name": "demo", "data": {"path": "/data/demo"}}, {"optim.epochs": epochs, **(overrides or {})}
     )
+    select = experiment.protocol.select
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(experiment), encoding="utf-8")
     everyone = [speaker for group in groups for speaker in group]
@@ -61,11 +62,13 @@ def write_run(
             "utterances": len(everyone) * size * per_class,
             "hours": 1.25,
             "counts": {name: len(everyone) * per_class for name in classes},
+            "targets": "hard",
             "space": "native",
+            "members": {name: [name] for name in classes},
             "dropped": {},
             "ties": 0,
         },
-        "protocol": {"name": protocol, "hash": "abcdef", "select": "dev_ua", "leaks": [], "folds": folds},
+        "protocol": {"name": protocol, "hash": "abcdef", "select": select, "leaks": [], "folds": folds},
     }
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -74,6 +77,7 @@ def write_run(
         place = folder / f"fold-{number}"
         place.mkdir()
         reached = epochs if number < finished else max(1, epochs // 2)
+        best = reached - 1 if select == "last" else reached // 2
         epochs_done = history(generator, reached, size, skill)
         held = experiment.resources
         for row in epochs_done:
@@ -115,13 +119,14 @@ def write_run(
                 "recalls": [None if np.isnan(value) else value for value in metrics.recalls(counts)],
                 "confusion": counts.tolist(),
                 "epochs": reached,
-                "best_epoch": reached // 2,
+                "best_epoch": best,
                 "last": {name: float(metric(counts)) for name, metric in metrics.METRICS.items()},
                 "seconds": 90.0,
             }
         )
         own = [row for row in rows if row["fold"] == number]
-        learned = np.random.default_rng([seed, number]).random(len(own)) < 0.3  # between the chosen epoch and the last
+        more = 0.0 if select == "last" else 0.3  # is learned between the chosen epoch and the last
+        learned = np.random.default_rng([seed, number]).random(len(own)) < more
         said = np.where(learned, labels, predicted).tolist()
         last = [row | {"predicted": classes[answer]} for row, answer in zip(own, said, strict=True)]
         pq.write_table(pa.Table.from_pylist(own), place / "predictions.parquet")
@@ -130,7 +135,7 @@ def write_run(
             row["test_confusion"] = counts.tolist()
         epochs_done[-1]["test_confusion"] = metrics.confusion(labels, said, size).tolist()
         (place / "history.json").write_text(json.dumps(epochs_done), encoding="utf-8")
-        result = {"fold": number, "best_epoch": reached // 2, "epochs": reached, "seconds": 90.0, "wall_s": 100.0}
+        result = {"fold": number, "best_epoch": best, "epochs": reached, "seconds": 90.0, "wall_s": 100.0}
         (place / "result.json").write_text(json.dumps(result), encoding="utf-8")
     if scored:
         estimates = {

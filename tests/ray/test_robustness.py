@@ -102,6 +102,7 @@ def test_scores_are_those_of_the_predictions(found: Robustness) -> None:
             }
             for row in stored["conditions"]
         ],
+        "leaks": [],
     }
     assert {"index.html", "table.csv", "curves.png", "curves.svg"} <= {path.name for path in found.folder.iterdir()}
 

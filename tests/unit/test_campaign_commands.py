@@ -111,7 +111,7 @@ def test_a_matrix_is_planned_and_reported_as_one(
     assert shown.endswith(f"next: sermll matrix {path}\n")
     assert main(["matrix", str(path), "--json"]) == 0
     told = last_line(capsys)
-    assert told.keys() == {"train", "test", "ua", "ua_low", "ua_high", "cells"}
+    assert told.keys() == {"train", "test", "ua", "ua_low", "ua_high", "cells", "leaks"}
     assert told["train"] == told["test"] == ["emodb", "other"]
     assert main(["report", str(path.with_name("runs") / "campaign-m"), "--json"]) == 0
     assert last_line(capsys)["report"].endswith("report/matrix.html")

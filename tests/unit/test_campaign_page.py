@@ -210,3 +210,36 @@ def test_small_panels_hold_rows_without_utterances_of_a_class() -> None:
     assert len([axes for axes in figure.axes if axes.get_visible()]) == pictures.MOST_PANELS
     assert [text.get_text() for text in figure.axes[1].texts] == ["50", "50"]
     assert [axes.get_title(loc="left") for axes in curves.axes] == ["one", "two"]
+
+
+def test_where_the_last_epoch_is_the_rule_it_is_told_once_and_not_as_chosen(tmp_path: Path, undrawn: None) -> None:
+    def by(rules: dict[str, str]) -> tuple[str, str, list[str], list[dict[str, str]]]:
+        """Page, terminal, table.md and table.csv of rows with a rule each; one called same has no score yet."""
+        campaign = write_campaign(
+            tmp_path / "-".join(rules.values()),
+            {"variant": tuple(rules)},
+            lambda labels: settings(
+                labels,
+                overrides={"protocol.select": rules[labels["variant"]]},
+                finished=0 if labels["variant"] == "same" else None,
+            ),
+        )
+        found, page = build(campaign)
+        records = list(csv.DictReader((page.parent / "table.csv").open(newline="")))
+        return Page(page).text, text(found), (page.parent / "table.md").read_text().splitlines()[2:], records
+
+    page, told, rows, records = by({"base": "last", "better": "last", "same": "last"})
+    assert "chosen on dev" not in (page + told).lower() and "last epoch" in page and "UA: last epoch. sd:" in told
+    assert not re.search(r"UA \[95 % interval\] +last", told)
+    assert [" | the same | " in row for row in rows] == [True, True, False]
+    assert [(row["select"], row["last_ua"] == row["ua"]) for row in records] == [("last", True)] * 3
+
+    page, told, rows, records = by({"base": "dev_loss", "better": "last"})
+    assert "epoch as protocol.select says" in page and "UA: epoch as protocol.select says. last:" in told
+    assert [" | the same | " in row for row in rows] == [False, True]
+    assert [row["select"] for row in records] == ["dev_loss", "last"]
+    assert max(map(len, told.splitlines())) <= 100
+
+    page, told, rows, _ = by({"base": "dev_ua", "better": "dev_loss"})
+    assert "epoch chosen on dev" in page and "UA: epoch chosen on dev. last:" in told
+    assert re.search(r"UA \[95 % interval\] +last", told) and not any("the same" in row for row in rows)

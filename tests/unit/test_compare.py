@@ -173,7 +173,7 @@ def test_holm_by_hand() -> None:
 def write_run(folder: Path, predicted: np.ndarray, made: tuple[np.ndarray, ...]) -> Path:
     labels, speakers = made[:2]
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"name": folder.name}))
+    (folder / "run.json").write_text(json.dumps({"name": folder.name, "protocol": {"leaks": []}}))
     table = {
         "utterance": [f"u{row}" for row in range(len(labels))],
         "speaker": [f"s{speaker}" for speaker in speakers],

@@ -128,7 +128,7 @@ def test_the_hash_of_a_corpus_is_the_same_for_ever(tmp_path: Path) -> None:
 def pair(tmp_path: Path, tiny_data: Path) -> list[Path]:
     """Twelve utterances of three speakers, and EMO-DB's; emotions in other words."""
     rows = [(f"{speaker}{label}", label, speaker) for speaker in "xyz" for label in ("angry", "happy", "calm", "sad")]
-    return [write_prepared(tmp_path / "acted", "acted", rows), tiny_data]
+    return [write_prepared(tmp_path / "acted", "acted", rows, {"trim_db": 25.0}), tiny_data]
 
 
 def test_joined_corpora_are_divided_by_corpus(pair: list[Path]) -> None:
@@ -137,6 +137,7 @@ def test_joined_corpora_are_divided_by_corpus(pair: list[Path]) -> None:
     assert design.classes == ("angry", "happy", "sad")
     told = design.describe()
     assert told["data"]["corpus"] == "acted+emodb" and told["data"]["utterances"] == 9 + 60
+    assert told["data"]["trim_db"] == {"acted": 25.0, "emodb": None}
     assert told["data"]["counts_by_corpus"] == {
         "acted": {"angry": 3, "happy": 3, "sad": 3},
         "emodb": {"angry": 20, "happy": 20, "sad": 20},

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from prepared import tiny_settings, write_prepared
-from runs import Page
+from runs import Page, change
 from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
@@ -148,3 +148,24 @@ def test_a_matrix_that_is_not_finished_is_shown_as_far_as_it_is(
             result.unlink()
         (Path(cell["run_dir"]) / "metrics.json").unlink(missing_ok=True)
     assert count(outcome.folder, matrix.build)[0].cells == ()  # and the heat map of nothing can be drawn
+
+
+def test_cells_that_leak_are_marked_in_every_file(matrix_file: Path, untrained: list[str], undrawn: None) -> None:
+    folder = run_campaign(matrix.load_matrix(matrix_file, {}), matrix.build).folder
+    leaks = [f"fold {fold}: 1 recordings stand in train and, under another name, in test (x)" for fold in (1, 10)]
+    for cell in read_json(folder / "campaign.json")["cells"]:
+        if cell["labels"]["part"] == matrix.FROM_ONE:  # its fold 1 is trained on c
+            run = Path(cell["run_dir"]) / "run.json"
+            change(run, protocol=read_json(run)["protocol"] | {"leaks": leaks})
+    found, path = count(folder, matrix.build)
+    notice = f"LEAK, scores are too high: {leaks[0]}. This is of c on a+b; c on d."
+    for said in (Page(path).text, matrix.text(found), path.with_suffix(".md").read_text()):
+        assert said.count("LEAK") == 1 and notice in said
+    assert rf"\par {notice}" in path.with_suffix(".tex").read_text().splitlines()
+    marked = {("c", "a+b"): leaks[:1], ("c", "d"): leaks[:1]}
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert told["leaks"] == leaks[:1]
+    for cell in told["cells"]:
+        assert cell["leaks"] == marked.get((cell["train"], cell["test"]), [])
+    for row in csv.DictReader(path.with_suffix(".csv").open(newline="")):
+        assert row["leaks"] == "; ".join(marked.get((row["train"], row["test"]), []))

@@ -9,6 +9,7 @@ import pytest
 from runs import Page
 
 from sermll import pictures, robustness_page
+from sermll.robustness import Robustness
 from sermll.robustness_page import build, text, write_table
 
 
@@ -39,6 +40,7 @@ def results(
         "data_hash": "feedc0dedeadbeef",
         "protocol": "speaker",
         "protocol_hash": "abcdef",
+        "select": "dev_ua",
         "leaks": [],
         "folds": [0, 1],
         "folds_of_protocol": 2,
@@ -142,6 +144,15 @@ def test_what_a_reader_must_know_is_told_first(tmp_path: Path) -> None:
     assert text(found).splitlines()[2:5] == notes
     build(found, tmp_path)
     assert all(note in Page(tmp_path / "index.html").text for note in notes)
+    assert Robustness(tmp_path, tmp_path / "index.html", found).as_json()["leaks"] == found["leaks"]
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert {row["leaks"] for row in csv.DictReader(file)} == {"fold 0: train and test share 1 speakers: 08"}
+
+
+def test_the_epoch_of_the_models_is_told_by_its_rule(tmp_path: Path) -> None:
+    for select, told in (("dev_ua", "chosen on dev"), ("dev_loss", "chosen on dev"), ("last", "of the last epoch")):
+        build(results(select=select), tmp_path)
+        assert f"The model of each fold, {told}, recognises" in Page(tmp_path / "index.html").text
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from runs import Page
 from sermll import pictures
 from sermll.errors import DataError
 from sermll.pictures import Goal, Trial
+from sermll.search import Outcome
 from sermll.search_page import build, text
 
 Json = dict[str, Any]
@@ -135,6 +136,7 @@ def search(*studies: Json, objectives: Sequence[str] = ("dev_ua",), **changes: A
         "title": "RAVDESS",
         "classes": list("abcdefgh"),
         "protocol": "speaker6",
+        "select": "dev_ua",
         "objectives": [{"name": name, "direction": "minimize" if name in down else "maximize"} for name in objectives],
         "sampler": "tpe",
         "pruner": "median",
@@ -348,13 +350,23 @@ def test_what_is_not_finite_has_no_value(tmp_path: Path, quick: dict[str, Callab
         figure_of(draw)
 
 
+def test_where_the_last_epoch_is_the_rule_test_scores_are_told_once(tmp_path: Path, quick: Any) -> None:
+    final = FINAL | {"searched_last": FINAL["searched"], "defaults_last": FINAL["defaults"]}
+    page = Page(build(write(tmp_path, search(study(3), final=final, select="last")))).text
+    assert "chosen on dev" not in page and "last epoch" in page
+    assert page.count("55.1 [49.2, 61.3]") == 1
+
+
 def test_inner_folds_that_leak_are_told(tmp_path: Path, quick: Any) -> None:
     given = study(3)
     given["inner"][1]["train"] += ["02"]
     leak = "fold 0: train and test share 1 speakers (a)"
-    said = Page(build(write(tmp_path, search(given, leaks=[leak])))).text
-    assert "LEAK, values are too high: inner fold 2 trains and values on 02." in said
-    assert f"LEAK, scores are too high: {leak}." in said
+    found = search(given, leaks=[leak])
+    page = build(write(tmp_path, found))
+    assert "LEAK, values are too high: inner fold 2 trains and values on 02." in Page(page).text
+    assert f"LEAK, scores are too high: {leak}." in Page(page).text
+    assert Outcome(tmp_path, found, page, (), None).as_json()["leaks"] == [leak]
+    assert {row["leaks"] for row in csv.DictReader((page.parent / "trials.csv").open(newline=""))} == {leak}
 
 
 @pytest.mark.parametrize(
