@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and that are named when something is wrong with them."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,12 @@ FRESH_S = 10.0
 def fetch_run(folder: Path, *, max_age_s: float = 0.0) -> None:
     """Bring a run's folder up to date, where it is a copy of object storage; but for its checkpoints."""
     fetch(folder, without=CHECKPOINTS, max_age_s=max_age_s)
+
+
+def fold_folders(run: Path) -> list[tuple[int, Path]]:
+    """Number and folder of each fold of a run, in order; a copy of a fold that somebody has put beside it is none."""
+    found = ((re.fullmatch(r"fold-(0|[1-9]\d*)", path.name), path) for path in run.glob("fold-*"))
+    return sorted((int(name[1]), path) for name, path in found if name)
 
 
 @contextmanager

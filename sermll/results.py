@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sermll import calibration, metrics
 from sermll.config import Experiment
 from sermll.errors import DataError
-from sermll.files import FRESH_S, fetch_run, naming, read_json, read_yaml, whole, write_json
+from sermll.files import FRESH_S, fetch_run, fold_folders, naming, read_json, read_yaml, whole, write_json
 from sermll.storage import address
 
 PREDICTIONS = "predictions.parquet"
@@ -69,8 +69,8 @@ def read_model_settings(run_dir: Path) -> Experiment:
 def finished_folds(run_dir: Path) -> list[dict[str, Any]]:
     """Content of result.json of every finished fold, in the folds' order."""
     fetch_run(run_dir, max_age_s=FRESH_S)
-    found = [read_json(path) for path in run_dir.glob("fold-*/result.json")]
-    return sorted(found, key=lambda result: result["fold"])
+    results = (folder / "result.json" for _, folder in fold_folders(run_dir))
+    return [read_json(path) for path in results if path.exists()]
 
 
 def gathered(run_dir: Path) -> bool:
@@ -79,8 +79,9 @@ def gathered(run_dir: Path) -> bool:
     if not summary.exists() or not (run_dir / DEV_PREDICTIONS).exists():
         return False
     written = summary.stat().st_mtime_ns
-    results = {path: path.stat().st_mtime_ns for path in run_dir.glob("fold-*/result.json")}
-    return len(read_json(summary)["folds"]) == len(results) and max(results.values(), default=written) < written
+    results = [folder / "result.json" for _, folder in fold_folders(run_dir)]
+    times = [path.stat().st_mtime_ns for path in results if path.exists()]
+    return len(read_json(summary)["folds"]) == len(times) and max(times, default=written) < written
 
 
 def gather(run_dir: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 from sermll.cluster import unless_set
 from sermll.config import Experiment, flatten, without_password
 from sermll.errors import ConfigError, DataError
-from sermll.files import fetch_run, naming, read_json, read_yaml, write_json
+from sermll.files import fetch_run, fold_folders, naming, read_json, read_yaml, write_json
 from sermll.job import FoldJob
 from sermll.results import finished_folds, read_model_settings
 from sermll.storage import address, locked, origin, place
@@ -403,9 +403,9 @@ class Tracker(_Sender):
         with self._remembering(wait=artifacts):
             told = read_json(self._folder / "run.json"), read_yaml(self._folder / "config.yaml")
             parent = self._described(*told, self._folder.name, above)
-            for folder in sorted(self._folder.glob("fold-*"), key=lambda path: int(path.name[5:])):
+            for number, folder in fold_folders(self._folder):
                 if (folder / "history.json").exists():
-                    fold = self._described(*told, folder.name, parent["run"], folder.name[5:])
+                    fold = self._described(*told, folder.name, parent["run"], str(number))
                     self._send_fold(fold, folder, artifacts=artifacts)
             if artifacts:
                 self._send_summary(parent)

@@ -13,6 +13,7 @@
 A fold with a result.json is finished and is not trained again; one without goes on from its newest checkpoint.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -67,11 +68,18 @@ def train(experiment: Experiment) -> Outcome:
             title = f"training {experiment.name}"
             failures = train_jobs(run.unfinished, title, run.folder, lambda *_: tracker.sync())
         if failures:
+            with suppress(SermllError, OSError):  # what is told is why folds are missing
+                _count(run.folder, tracker)
             told = [f"{job.title}: {why}" for job, why in failures.items()]
             raise TrainingError("\n".join([*told, "The other folds are kept; the same command goes on from here"]))
-    gathered = gather(run.folder)
-    page = report.build([run.folder], run.folder / "report")
-    return Outcome(run.folder, gathered, page, tracker.finish())
+    return _count(run.folder, tracker)
+
+
+def _count(folder: Path, tracker: Tracker) -> Outcome:
+    """Gather the folds that are finished, report and send them."""
+    gathered = gather(folder)
+    page = report.build([folder], folder / "report")
+    return Outcome(folder, gathered, page, tracker.finish())
 
 
 @dataclass

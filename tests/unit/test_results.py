@@ -1,17 +1,25 @@
 """Calibration of whole runs: fitted on dev, by fold, and kept in metrics.json."""
 
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from answers import gathered
+from prepared import finish
 from scipy.special import softmax
 
-from sermll import calibration, report, results
+from sermll import calibration, report, results, train
 from sermll.calibration import expected_calibration_error, fit_temperature
-from sermll.errors import DataError
+from sermll.config import Experiment
+from sermll.errors import DataError, TrainingError
+from sermll.feed import FoldData
 from sermll.files import read_json, write_json
+from sermll.job import FoldJob
 from sermll.metrics import speaker_bootstrap
 
 
@@ -105,3 +113,31 @@ def test_folds_that_began_with_different_weights_are_no_run(tmp_path: Path) -> N
         write_json(path, {**read_json(path), "encoder": encoder})
     with pytest.raises(DataError, match="folds 1 and 2 began with different weights of the encoder"):
         results.gather(run)
+
+
+def test_a_copy_of_a_fold_beside_it_is_none(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab")
+    before = read_json(run / "metrics.json")
+    for name in ("fold-0-old", "fold-1.bak", "fold-01"):
+        shutil.copytree(run / "fold-0", run / name)
+    assert [result["fold"] for result in results.finished_folds(run)] == [0, 1, 2]
+    assert results.gather(run) == before and results.gathered(run)
+
+
+def test_folds_that_are_finished_are_counted_where_others_failed(
+    settings: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    def one_fails(work: Sequence[tuple[FoldJob, FoldData]], *_: Any) -> dict[FoldJob, str]:
+        failed, others = work[0][0], work[1:]
+        for job, data in others:
+            finish(job, data)
+        return {failed: "there was no room for it"}
+
+    monkeypatch.setattr(train, "train_jobs", one_fails)
+    monkeypatch.setattr(train, "connected", nullcontext)
+    with pytest.raises(TrainingError, match=r"^fold 0: there was no room for it\nThe other folds are kept"):
+        train.train(settings())
+    (run,) = (tmp_path / "runs").glob("tiny-*")
+    summary = read_json(run / "metrics.json")
+    assert [row["fold"] for row in summary["folds"]] == list(range(1, 10)) and not summary["complete"]
+    assert (run / "report" / "index.html").exists()
