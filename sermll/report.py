@@ -586,8 +586,9 @@ def _calibration(run: Run, drawn: Mapping[str, bytes]) -> Iterator[page.Html]:
         "p",
         f"On average, confidence is {percent(abs(over))} points {'above' if over > 0 else 'below'} the share that is "
         "right. "
-        f"Temperatures of {lowest:.2f} to {highest:.2f}, each fitted on its fold's dev speakers (above 1 lowers "
-        f"confidence), make the ECE {percent(abs(after - before))} points {'lower' if after < before else 'higher'}. "
+        f"Temperatures of {lowest:.2f} to {highest:.2f}, each fitted on its fold's dev speakers, or 1 where those have "
+        "one class (above 1 lowers confidence), make the ECE "
+        f"{percent(abs(after - before))} points {'lower' if after < before else 'higher'}. "
         "An interval from 0 on does not rule out that confidence is right as it stands.",
     )
     caption = (
