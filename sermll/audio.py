@@ -47,6 +47,10 @@ def read_recording(
         AudioError: with reason 'corrupt', 'empty', 'nan', 'short' (under 0.1 s), 'long' (over 300 s), 'segment' (beyond
             the file's end) or 'silent'.
     """
+    if not path.is_file():
+        raise AudioError("missing", "is a folder" if path.is_dir() else "no such file")
+    if path.stat().st_size == 0:
+        raise AudioError("empty", "holds no samples")
     try:
         with soundfile.SoundFile(path) as file:
             rate_hz, encoding = file.samplerate, file.subtype

@@ -233,10 +233,13 @@ def _group(found: Tally, number: int, out: Path) -> Iterator[Html]:
         yield tag("p", f"No run of these has started: {'; '.join(names)}.")
         return
     classes, folds = facts["data"]["classes"], facts["protocol"]["folds"]
-    speakers = len({speaker for fold in folds for speaker in fold["test"]})
+    done = {fold for row in group.rows for fold in row.folds}
+    tested = [fold for fold in folds if fold["fold"] in done] or folds
+    speakers = page.count(sorted({speaker for fold in tested for speaker in fold["test"]}), "test speaker")
+    heard = page.count(tested, "fold") + (f" of {len(folds)}" if len(tested) < len(folds) else "")
     seeds = page.count(range(max(row.seeds for row in group.rows)), "seed")
     size = f"{len(classes)} classes, chance {percent(1 / len(classes))} %"
-    yield tag("p", f"{size}; {page.count(folds, 'fold')}, {speakers} test speakers; {seeds}.")
+    yield tag("p", f"{size}; {heard}, {speakers}; {seeds}.")
     scored = {name: row.scores for name, row in zip(names, group.rows, strict=True) if row.scores}
     if not scored:
         yield tag("p", "No fold is finished with every seed yet.")

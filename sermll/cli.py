@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--trim-db", type=float, metavar="DB", help="cut ends this far below the loudest part")
     prepare.add_argument(
         "--max-problems",
-        type=float,
+        type=_share,
         default=0.01,
         metavar="SHARE",
         help="fail above this share of files (0.01)",
@@ -289,6 +289,16 @@ def _place(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: a share from 0 to 1 is wanted, 0.02 for 2 %")
+    return share
+
+
 def _verb(
     verbs: Any,  # argparse's private type
     name: str,
@@ -440,7 +450,15 @@ def _audit(options: argparse.Namespace) -> int:
     if found.leaks:
         raise ProtocolError(f"{len(found.leaks)} leaks, see above; numbers from these folds would be too high")
     if not options.json:
-        print(f"next: sermll train experiments/{found.design.prepared.corpus}.yaml data.path={address(options.data)}")
+        file = Path("experiments") / f"{found.design.prepared.corpus}.yaml"
+        words = [
+            "sermll train",
+            str(file) if file.is_file() else "EXPERIMENT.yaml",
+            f"data.path={address(options.data)}",
+        ]
+        words += [f"protocol.folds={options.protocol}"] if options.protocol != "default" else []
+        words += [f"data.labels={options.labels}"] if options.labels != "default" else []
+        print(f"next: {' '.join(words)}")
     return 0
 
 

@@ -79,6 +79,9 @@ class Predictor:
             CheckpointError: a model's file is damaged.
         """
         run, settings, results = read_run(run_dir), read_model_settings(run_dir), finished_folds(run_dir)
+        last = len(run["protocol"]["folds"]) - 1
+        if fold is not None and not 0 <= fold <= last:
+            raise DataError(f"{run_dir}: fold {fold}: protocol {run['protocol']['name']!r} has the folds 0 to {last}")
         chosen = [result for result in results if fold is None or result["fold"] == fold]
         if not chosen:
             finished = ", ".join(str(result["fold"]) for result in results) or "none"

@@ -127,11 +127,8 @@ def _curves(found: Json, out: Path) -> Iterator[Html]:
         ),
     )
     yield tag("h3", "Curves")
-    yield page.figure(
-        svg,
-        "UA over SNR",
-        "UA over SNR, each noise with its 95 % interval. Thick: mean of the noises, with its interval as a band.",
-    )
+    mean = " Thick: mean of the noises, with its interval as a band." if len(noises) > 1 else ""
+    yield page.figure(svg, "UA over SNR", f"UA over SNR, each noise with its 95 % interval.{mean}")
 
 
 def _how(found: Json) -> Iterator[Html]:

@@ -414,12 +414,12 @@ def _seen(studies: Sequence[Study]) -> Iterator[Html]:
     several = len(studies) > 1
     rows = [
         (
-            ", ".join(map(str, study.facts["test_folds"])) if number == 1 else "",
+            ", ".join(map(str, study.facts["test_folds"])) if number == 0 else "",
             number,
             *(_listed(inner[side]) for side in ("train", "dev")),
         )
         for study in studies
-        for number, inner in enumerate(study.facts["inner"], 1)
+        for number, inner in enumerate(study.facts["inner"])
     ]
     if rows:
         header = ("kept for the test: fold", "inner fold", "trained on", "valued on")
