@@ -162,7 +162,7 @@ def fetch(path: Path, *, without: str = "", exact: bool = False, max_age_s: floa
     stored: dict[Path, Any] = {}
     for info in _patiently(uri, look):
         relative = Path(info.path).relative_to(_open(uri)[1])
-        if not without or without not in relative.parts:
+        if without not in relative.parts and not relative.name.startswith("."):
             stored[path / relative] = info
     if exact and path.is_dir():
         for file in path.rglob("*"):
@@ -228,8 +228,18 @@ def _send_file(file: Path) -> None:
         system, key = _open(uri)
         if uri.startswith("gs:"):  # where folders are no folders unless they are made
             system.create_dir(str(Path(key).parent))
-        with file.open("rb") as source, system.open_output_stream(key) as sink:
-            shutil.copyfileobj(source, sink, 2**20)
+        # Arrow stores what it has when writing breaks off: that must not be read, nor take an older object's place.
+        older = system.get_file_info(key).is_file
+        written = str(Path(key).with_name(f".{file.name}.{machine()}-{os.getpid()}.tmp")) if older else key
+        try:
+            with file.open("rb") as source, system.open_output_stream(written) as sink:
+                shutil.copyfileobj(source, sink, 2**20)
+            if older:
+                system.move(written, key)
+        except BaseException:
+            with suppress(OSError):  # it was not begun, or the storage is away
+                system.delete_file(written)
+            raise
         stored = system.get_file_info(key)
         os.utime(file, ns=(stored.mtime_ns, stored.mtime_ns))
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bucket import object_storage
@@ -154,6 +155,37 @@ def test_changes_are_seen_unless_an_old_answer_will_do(machine: Machine) -> None
     storage._looked[copy] = time.monotonic()
     assert fetch(copy, max_age_s=60) == 0 and read_json(copy) == [1, 2]
     assert fetch(copy) == 1 and read_json(copy) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("before", [None, b"old and whole"])
+def test_what_was_broken_off_is_not_stored_and_what_was_there_before_is_kept(
+    before: bytes | None, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = place(f"s3://lab/broken-{before is None}/a")
+    file.parent.mkdir(parents=True)
+    if before is not None:
+        file.write_bytes(before)
+        send(file)
+    file.write_bytes(os.urandom(30_000_000))
+    whole = shutil.copyfileobj
+
+    def interrupted(source: Any, sink: Any, size: int) -> None:
+        sink.write(source.read(20_000_000))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        send(file)
+    monkeypatch.setattr(shutil, "copyfileobj", whole)
+    assert names(file.parent) == ([] if before is None else ["a"]) and file.stat().st_size == 30_000_000
+    machine("b")
+    copy = place(f"s3://lab/broken-{before is None}/a")
+    fetch(copy)
+    assert (copy.read_bytes() if copy.exists() else None) == before
+    machine("a")
+    send(file)
+    machine("b")
+    assert fetch(copy) == 1 and copy.read_bytes() == file.read_bytes() and names(copy.parent) == ["a"]
 
 
 def test_what_is_not_sent_yet_is_not_overwritten(machine: Machine) -> None:
