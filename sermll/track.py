@@ -24,7 +24,7 @@ from sermll.errors import ConfigError, DataError
 from sermll.files import fetch_run, naming, read_json, read_yaml, write_json
 from sermll.job import FoldJob
 from sermll.results import finished_folds, read_model_settings
-from sermll.storage import address, locked, origin, place
+from sermll.storage import address, fetch, locked, origin, place
 
 RETRY_S = 60.0
 SYNC_S = 5.0
@@ -162,6 +162,7 @@ class _Sender:
             if not held:
                 raise DataError(f"{self._folder}: another command is sending it")
             path = self._folder / "mlflow.json"
+            fetch(path)
             known = read_json(path) if path.exists() else {}
             self._known = known.get(self._name, {"runs": {}, "asked": {}})
             yield
@@ -496,8 +497,9 @@ class Tracker(_Sender):
         self._log(fold, {"end": finals}, {"end": 0})
         for name in ("history.json", "result.json", "predictions.parquet", "predictions_last.parquet"):
             self._client.log_artifact(fold["run"], str(folder / name))
-        best = folder / result["best_checkpoint"]
-        self._client.log_artifact(fold["run"], str(best / "model.safetensors"), "model")
+        model = folder / result["best_checkpoint"] / "model.safetensors"
+        fetch(model)  # another machine may have trained the fold
+        self._client.log_artifact(fold["run"], str(model), "model")
         for name in ("config.yaml", "run.json"):  # what the weights need to be used
             self._client.log_artifact(fold["run"], str(self._folder / name), "model")
         self._client.set_terminated(fold["run"])

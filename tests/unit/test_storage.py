@@ -9,19 +9,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from bucket import object_storage
-from prepared import tiny_settings
+from prepared import finish, tiny_settings
+from runs import with_models, write_run
 
-from sermll import cli, storage
+from sermll import cli, storage, trials
 from sermll.config import Experiment, resolve
 from sermll.errors import ConfigError, DataError, StorageError
+from sermll.feed import FoldData
 from sermll.files import fetch_run, read_json, write_json
+from sermll.job import FoldJob
+from sermll.results import read_model_settings
+from sermll.search import _claim
+from sermll.search_plan import Search, load_search
 from sermll.shards import Prepared, Waveforms
 from sermll.storage import address, fetch, names, origin, place, remove, send, sizes, unsent
-from sermll.track import Tracker
+from sermll.study import Taken
+from sermll.track import Tracker, upload
 from sermll.train import Designs, Run
 
 
@@ -346,3 +355,87 @@ def test_runs_on_object_storage_need_a_server_for_mlflow(
     renamed = settings(mlflow=False).model_copy(update={"name": "other"})
     found = Run.of(renamed, Designs())  # begun under another name, on another machine
     assert address(found.folder) == "s3://lab/runs/" + run.folder.name
+
+
+def test_results_are_in_mlflow_once_whichever_machine_sends_them(machine: Machine, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    settings = {"tracking.experiment": "two", "tracking.mlflow": uri}
+    send(with_models(write_run(place("s3://lab/tracked/demo-x"), groups=(("a", "b"),), epochs=2, overrides=settings)))
+    machine("b")
+    there = place("s3://lab/tracked/demo-x")
+    assert upload(there, uri) is None  # the model, too, which only the first machine has had
+    machine("c")
+    again = place("s3://lab/tracked/demo-x")
+    fetch_run(again)
+    (again / "mlflow.json").unlink()  # a command on this machine has begun by what it needs alone
+    assert Tracker.of(read_model_settings(again), again).finish() is None
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("two")
+    assert experiment is not None
+    found = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    assert found.keys() == {"demo-x", "fold-0"} and len(client.search_runs([experiment.experiment_id])) == 2
+    model = next((there / "fold-0").rglob("model.safetensors"))
+    assert {file.path: file.file_size for file in client.list_artifacts(found["fold-0"], "model")}[
+        "model/model.safetensors"
+    ] == model.stat().st_size
+
+
+def a_search(folder: Path, data: Path, space: dict[str, Any]) -> Search:
+    """A search of two inner folds, with its trials in s3://lab/searched."""
+    folder.mkdir(exist_ok=True)
+    settings = {**tiny_settings(data, Path("runs")), "tracking": {"runs": "s3://lab/searched", "mlflow": False}}
+    (folder / "x.yaml").write_text(yaml.safe_dump(settings))
+    told = {"name": "x", "experiment": "x.yaml", "space": space, "inner_folds": 2, "storage": f"{folder}/x.journal"}
+    (folder / "x.search.yaml").write_text(yaml.safe_dump(told))
+    return load_search(folder / "x.search.yaml", {})
+
+
+def test_a_folder_that_another_machine_searches_in_is_refused(
+    machine: Machine, tiny_data: Path, tmp_path: Path
+) -> None:
+    rate, weight = {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, {"losses.focal.weight": {"uniform": [0.1, 2]}}
+    for name, space in (("a", rate), ("b", rate), ("c", weight)):
+        machine(name)
+        search = a_search(tmp_path / "search", tiny_data, space)
+        search.folder.mkdir(parents=True)
+        if space is rate:
+            _claim(search)
+        else:
+            with pytest.raises(ConfigError, match="holds another search"):
+                _claim(search)
+
+
+def test_inner_folds_that_another_machine_has_finished_are_not_trained_again(
+    machine: Machine, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray import tune
+
+    def work() -> tuple[list[FoldJob], list[FoldData]]:
+        search = a_search(tmp_path / "search", tiny_data, {"optim.lr": {"loguniform": [1e-4, 1e-2]}})
+        inner = search.studies[0]
+        prepared, labelled = inner.design.prepared, inner.design.labelled
+        folds = [FoldData.of(f"{fold.index}", prepared, labelled, fold.rows) for fold in inner.design.folds.folds]
+        return search.jobs(inner, Taken(3, {})), folds
+
+    jobs, folds = work()
+    finish(jobs[0], folds[0])
+    send(Path(jobs[0].folder))
+    machine("b")
+    jobs, folds = work()
+    trained: list[FoldJob] = []
+
+    def train(job: FoldJob, *words: Any, **named: Any) -> None:
+        trained.append(job)
+        finish(job, folds[job.fold])
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(trials, "train_fold", train)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(tune, "report", told.append)
+    desk = SimpleNamespace(begin=SimpleNamespace(remote=lambda number: jobs))
+    mark = place("s3://lab/searched/search-x/fingerprint.json")
+    trials._work({"number": 3}, desk, mark, folds, None)
+    assert trained == [jobs[1]] and told[0]["note"] == "" and told[0]["seconds"] == 40.0
