@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sermll.config import without_password
 from sermll.errors import ConfigError, DataError
 from sermll.space import Chooser
-from sermll.storage import locked, origin, place
+from sermll.storage import locked, origin, place, sqlite
 
 Sampler = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "random"]
 Pruner = Literal["none", "median", "asha"]
@@ -93,7 +93,7 @@ class Study:
         self.driver = uuid.uuid4().hex
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        url = storage or f"sqlite:///{folder / 'study.db'}"
+        url = storage or sqlite(folder / "study.db")
         file = _file_of(url)
         self._locks = folder / "drivers" if file is None else file.with_name(f"{file.name}.drivers")
         with _opening(url), quietly():

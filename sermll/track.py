@@ -24,7 +24,7 @@ from sermll.errors import ConfigError, DataError
 from sermll.files import fetch_run, naming, read_json, read_yaml, write_json
 from sermll.job import FoldJob
 from sermll.results import finished_folds, read_model_settings
-from sermll.storage import address, fetch, locked, origin, place
+from sermll.storage import address, fetch, locked, origin, place, sqlite
 
 RETRY_S = 60.0
 SYNC_S = 5.0
@@ -56,7 +56,7 @@ def _uri(experiment: Experiment, runs: Path) -> str | None:
 
 def default_uri(runs: Path) -> str:
     """Where results go if nobody says: MLFLOW_TRACKING_URI, else a SQLite file in the runs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite(runs / "mlflow.db")
 
 
 class _Server:

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from bucket import object_storage
 from prepared import finish, tiny_settings
-from runs import with_models, write_run
+from pyarrow.fs import FileSystem
+from runs import change, with_models, write_campaign, write_run
+from sqlalchemy import make_url
 
 from sermll import cli, storage, trials
 from sermll.config import Experiment, resolve
@@ -28,7 +30,8 @@ from sermll.results import read_model_settings
 from sermll.search import _claim
 from sermll.search_plan import Search, load_search
 from sermll.shards import Prepared, Waveforms
-from sermll.storage import address, fetch, names, origin, place, remove, send, sizes, unsent
+from sermll.storage import address, fetch, names, origin, place, remove, send, sizes, sqlite, unsent
+from sermll.store import store
 from sermll.study import Taken
 from sermll.track import Tracker, upload
 from sermll.train import Designs, Run
@@ -81,6 +84,27 @@ def test_other_uris_are_refused(uri: str, capsys: pytest.CaptureFixture[str]) ->
     assert ended.value.code == 2 and "not a place for data or runs" in capsys.readouterr().err
 
 
+def arrows(uri: str) -> str | None:
+    """The place that Arrow, and with it Ray, takes a URI for; None: none."""
+    try:
+        return FileSystem.from_uri(uri)[1]
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("name", ["my runs", "Läufe", "a%20b", "a?b", "a#b", "a[b]"])
+def test_names_that_no_uri_has_as_they_are_are_refused(name: str, machine: Machine) -> None:
+    with pytest.raises(StorageError, match=r"letters without accents, digits, - _ and \."):
+        place(f"s3://lab/{name}/x")
+    assert arrows(f"s3://lab/{name}/x") != f"lab/{name}/x"
+
+
+def test_names_that_uris_have_are_the_same_to_arrow(machine: Machine) -> None:
+    name = "Runs_2-a.b~c!$&'()*+,;=:@d"
+    assert address(place(f"s3://lab/{name}/x")) == f"s3://lab/{name}/x"
+    assert arrows(f"s3://lab/{name}/x") == f"lab/{name}/x"
+
+
 @pytest.mark.parametrize("uri", ["s3://AKIA0:SEC/RET@lab/x", "s3://AKIA0:SECRET@lab", "gs://me@lab/x"])
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -109,6 +133,15 @@ def test_a_working_directory_that_is_gone_is_asked_for_nothing(tmp_path: Path, m
     assert place(tmp_path / "runs") == tmp_path / "runs"
     monkeypatch.setenv("SERMLL_ROOT", str(tmp_path))
     assert place("runs") == tmp_path / "runs"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
+def test_folders_that_no_sqlite_uri_holds_are_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name / "x.db"
+    with pytest.raises(ConfigError, match="would be looked for elsewhere; give another folder"):
+        sqlite(file)
+    assert make_url(sqlite(tmp_path / "a #ü" / "x.db")).database == str(tmp_path / "a #ü" / "x.db")
+    assert make_url(f"sqlite:///{file}").database != str(file)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -227,6 +260,8 @@ def test_removed_here_is_removed_there_and_an_exact_copy_follows(machine: Machin
     fetch(copy, exact=True)
     assert [path.name for path in copy.iterdir()] == ["kept"]
     remove(place("s3://lab/never"))
+    remove(folder / "kept" / "file")
+    assert names(folder / "kept") == [] and not (folder / "kept" / "file").exists()
 
 
 def test_folders_can_be_left_out(machine: Machine) -> None:
@@ -380,6 +415,19 @@ def test_results_are_in_mlflow_once_whichever_machine_sends_them(machine: Machin
     assert {file.path: file.file_size for file in client.list_artifacts(found["fold-0"], "model")}[
         "model/model.safetensors"
     ] == model.stat().st_size
+
+
+def test_a_run_that_is_no_longer_asked_for_leaves_the_predictions_in_the_bucket(machine: Machine) -> None:
+    axes = {"seed": ("0", "1")}
+    campaign = write_campaign(place("s3://lab/stored"), axes, lambda labels: {"seed": int(labels["seed"])})
+    store(campaign)
+    send(campaign.parent)
+    machine("b")
+    fetch(place("s3://lab/stored"), without="predictions")
+    campaign = place("s3://lab/stored") / campaign.name
+    change(campaign / "campaign.json", cells=read_json(campaign / "campaign.json")["cells"][1:])
+    store(campaign)
+    assert names(campaign / "predictions") == ["demo-000000000001.parquet"]
 
 
 def a_search(folder: Path, data: Path, space: dict[str, Any]) -> Search:
