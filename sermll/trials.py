@@ -215,7 +215,8 @@ def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldDat
             values |= {"worst_speaker_ua": min(unit["worst_speaker_ua"] for unit in done)}
             told = {"note": "", "seconds": seconds, **values}
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raised = getattr(error, "cause", error)  # what the desk raised, without Ray's account of where
+        said = (str(raised).strip() or type(raised).__name__).splitlines()[0]
         why = f"{job.title}: {'out of memory: ' if out_of_memory(error) else ''}{said}"
         if not of_the_trial(error, number):
             if isinstance(error, SermllError):
