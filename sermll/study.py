@@ -26,6 +26,7 @@ import sqlalchemy
 from optuna.samplers import BaseSampler
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from sermll.config import without_password
 from sermll.errors import ConfigError, DataError, StorageError
@@ -313,7 +314,7 @@ class Study:
         """Name a storage that has gone away since it was opened."""
         try:
             yield
-        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
             said = str(error.__cause__ or error)  # Optuna's own words tell of invalid data, whatever it was
             why = without_password((said.strip() or type(error).__name__).splitlines()[0])
             raise StorageError(
