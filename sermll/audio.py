@@ -44,9 +44,10 @@ def read_recording(
         end_s: where to end; None: at its end.
 
     Raises:
-        AudioError: with reason 'corrupt', 'empty', 'nan', 'short' (under 0.1 s), 'long' (over 300 s), 'segment' (beyond
+        AudioError: with reason 'missing', 'corrupt', 'empty', 'nan', 'short' (under 0.1 s), 'long' (over 300 s), 'segment' (beyond
             the file's end) or 'silent'.
     """
+    path = Path(path)
     if not path.is_file():
         raise AudioError("missing", "is a folder" if path.is_dir() else "no such file")
     if path.stat().st_size == 0:

@@ -35,9 +35,14 @@ Kind = TypeVar("Kind", bound="Section")
 
 
 def without_password(url: str) -> str:
-    """A URL, or a text with some, that may be written and shown: user and password are replaced by ***."""
+    """A URL, or a text with some, that may be written and shown: user, password and tokens are replaced by ***."""
     shown = re.sub(r"://[^/@\s]*:(?:[^/\s]*|[^@\s]*)@", "://***@", url)
-    return re.sub(r"([?&][^=&\s]*password=)[^&\s]+", r"\1***", shown, flags=re.IGNORECASE)
+    return re.sub(
+        r"([?&][^=&\s]*(?:passw(?:or)?d|pwd|token|secret|(?:api|access|secret)[-_]?key)=)[^&\s]+",
+        r"\1***",
+        shown,
+        flags=re.IGNORECASE,
+    )
 
 
 class Section(BaseModel):

@@ -143,6 +143,7 @@ def _claim(search: Search) -> None:
     mark = search.mark
     with locked(search.folder / "final.lock"):
         now = {inner.folder.name: search.fingerprint(inner) for inner in search.studies}
+        fetch(mark)
         held = read_json(mark) if mark.exists() else {}
         for name, fingerprint in now.items():
             if held.get(name, fingerprint) != fingerprint:

@@ -22,7 +22,7 @@ from sermll.loop import FoldJob
 from sermll.pretrained import frame_width
 from sermll.protocol import Fold, Folds, check_classes, check_dev, find_leaks
 from sermll.space import Choice, as_meant, check, conditional, points
-from sermll.storage import place
+from sermll.storage import place, sqlite
 from sermll.study import AT_RANDOM, Pruner, Sampler, Taken, finished, located
 from sermll.train import Designs, check_batch
 
@@ -167,7 +167,7 @@ class Search:
     @property
     def storage(self) -> str:
         """URL or journal file of the studies."""
-        return self.file.storage or f"sqlite:///{self.folder / 'study.db'}"
+        return self.file.storage or sqlite(self.folder / "study.db")
 
     def finished(self) -> int:
         """How many trials have ended, of all studies.

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -27,6 +28,8 @@ ROOT = "SERMLL_ROOT"
 CACHE = "SERMLL_CACHE"
 """Environment variable: folder of the copies, by the same path on every machine of a cluster."""
 SCHEMES = ("s3", "gs")
+IN_NO_URI = re.compile(r"[^A-Za-z0-9._~/!$&'()*+,;=:@-]")
+"""What is no part of a URI's path (RFC 3986), or would be decoded on the way."""
 PATIENCE_S = 180.0
 """How long storage that does not answer is asked again."""
 SHARED_S, LOOK_S = 10.0, 0.5
@@ -47,7 +50,7 @@ def place(path: str | Path) -> Path:
         A relative path in the folder of SERMLL_ROOT, if that is set; of a URI, its copy; else `path` itself.
 
     Raises:
-        StorageError: a URI of something else than object storage, or with a secret in it.
+        StorageError: a URI of something else than object storage, with a secret in it, or with what no URI has.
         ConfigError: a relative path in a folder that Ray deletes.
     """
     scheme, given, rest = str(path).partition("://")
@@ -71,11 +74,29 @@ def place(path: str | Path) -> Path:
             f"{scheme}://***: credentials do not belong into a URI; set AWS_ACCESS_KEY_ID and its kin, or a role, on "
             f"the machines, and give {scheme}://bucket/name"
         )
+    if odd := "".join(dict.fromkeys(IN_NO_URI.findall(rest))):
+        raise StorageError(
+            f"{path}: {odd!r} cannot stand in a URI as it is, and Ray trains in none such; give a name of letters "
+            "without accents, digits, - _ and ."
+        )
     root = _copies()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.stat().st_uid != os.getuid():
         raise StorageError(f"{root}: belongs to another user; set {CACHE} to a folder of yours")
     return root / scheme / rest.strip("/")
+
+
+def sqlite(file: Path) -> str:
+    """The URI of a SQLite file.
+
+    Raises:
+        ConfigError: its path would not be taken as it is.
+    """
+    if odd := "".join(dict.fromkeys(re.findall(r"[%?]", str(file)))):
+        raise ConfigError(
+            f"{file}: with {odd!r} in its path, the database would be looked for elsewhere; give another folder"
+        )
+    return f"sqlite:///{file}"
 
 
 def address(path: Path) -> str:
@@ -162,7 +183,7 @@ def fetch(path: Path, *, without: str = "", exact: bool = False, max_age_s: floa
     stored: dict[Path, Any] = {}
     for info in _patiently(uri, look):
         relative = Path(info.path).relative_to(_open(uri)[1])
-        if not without or without not in relative.parts:
+        if without not in relative.parts and not relative.name.startswith("."):
             stored[path / relative] = info
     if exact and path.is_dir():
         for file in path.rglob("*"):
@@ -228,8 +249,18 @@ def _send_file(file: Path) -> None:
         system, key = _open(uri)
         if uri.startswith("gs:"):  # where folders are no folders unless they are made
             system.create_dir(str(Path(key).parent))
-        with file.open("rb") as source, system.open_output_stream(key) as sink:
-            shutil.copyfileobj(source, sink, 2**20)
+        # Arrow stores what it has when writing breaks off: that must not be read, nor take an older object's place.
+        older = system.get_file_info(key).is_file
+        written = str(Path(key).with_name(f".{file.name}.{machine()}-{os.getpid()}.tmp")) if older else key
+        try:
+            with file.open("rb") as source, system.open_output_stream(written) as sink:
+                shutil.copyfileobj(source, sink, 2**20)
+            if older:
+                system.move(written, key)
+        except BaseException:
+            with suppress(OSError):  # it was not begun, or the storage is away
+                system.delete_file(written)
+            raise
         stored = system.get_file_info(key)
         os.utime(file, ns=(stored.mtime_ns, stored.mtime_ns))
 
@@ -237,11 +268,13 @@ def _send_file(file: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, here and where it is stored.
+    """Remove a file or folder, here and where it is stored.
 
     Raises:
         StorageError: the storage does not answer or refuses.
     """
+    if path.is_file():
+        path.unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
     uri = origin(path)
     if uri:
@@ -249,6 +282,8 @@ def remove(path: Path) -> None:
         def delete() -> None:
             system, key = _open(uri)
             with suppress(FileNotFoundError):
+                if system.get_file_info(key).is_file:
+                    system.delete_file(key)
                 system.delete_dir_contents(key, missing_dir_ok=True)
                 system.delete_dir(key)  # an object itself, where somebody has made one
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from sermll import results, tally
 from sermll.errors import DataError
 from sermll.files import naming, read_json, whole
-from sermll.storage import place
+from sermll.storage import names, place, remove
 
 FOLDER = "predictions"
 
@@ -40,8 +40,9 @@ def store(campaign_dir: Path) -> Path:
     try:
         folder.mkdir(exist_ok=True)
         kept = {folder / f"{run.name}.parquet" for run, places in folds.items() if places}
-        for path in set(folder.glob("*.parquet")) - kept:  # of runs that are no longer asked for
-            path.unlink()
+        there = {folder / name for name in names(folder) if name.endswith(".parquet")}
+        for path in there - kept:  # of runs that are no longer asked for
+            remove(path)
         for run, places in folds.items():
             if places:
                 with naming(run / "run.json"):

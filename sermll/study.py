@@ -26,11 +26,12 @@ import sqlalchemy
 from optuna.samplers import BaseSampler
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from sermll.config import without_password
-from sermll.errors import ConfigError, DataError
+from sermll.errors import ConfigError, DataError, StorageError
 from sermll.space import Chooser
-from sermll.storage import locked, origin, place
+from sermll.storage import locked, origin, place, sqlite
 
 Sampler = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "random"]
 Pruner = Literal["none", "median", "asha"]
@@ -73,7 +74,10 @@ class Taken:
 
 
 class Study:
-    """A study as one driver sees it."""
+    """A study as one driver sees it.
+
+    Every method raises a StorageError when the storage has gone away.
+    """
 
     def __init__(self, folder: Path, name: str, storage: str | None, rules: Rules) -> None:
         """Open or begin the study.
@@ -93,7 +97,8 @@ class Study:
         self.driver = uuid.uuid4().hex
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        url = storage or f"sqlite:///{folder / 'study.db'}"
+        url = storage or sqlite(folder / "study.db")
+        self.url = without_password(url)
         file = _file_of(url)
         self._locks = folder / "drivers" if file is None else file.with_name(f"{file.name}.drivers")
         with _opening(url), quietly():
@@ -112,8 +117,8 @@ class Study:
                 self._sweep()
                 self._held.enter_context(locked(self._lock_of(self.driver)))
         if self._server is not None:
-            self._held.enter_context(self._beating())
-        self.url = without_password(url)
+            with self._asking():
+                self._held.enter_context(self._beating())
 
     def __enter__(self) -> Self:
         """Nothing to open; see `__exit__`."""
@@ -128,7 +133,7 @@ class Study:
 
     def begin(self, guesses: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
         """Put the first trials into an empty study: of each, its overrides and what it chooses of the space."""
-        with self._alone(), quietly():
+        with self._asking(), self._alone(), quietly():
             if not self.trials():
                 for overrides, params in guesses:
                     kept = {"overrides": dict(overrides), "params": dict(params)}
@@ -136,7 +141,8 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number; those that wait to be begun among them."""
-        return self._study.get_trials(deepcopy=False)
+        with self._asking():
+            return self._study.get_trials(deepcopy=False)
 
     def take(self, total: int, choose: Callable[[Chooser], dict[str, Any]]) -> Taken | None:
         """The next trial: one whose driver has died, or a new one; None if `total` have been begun.
@@ -145,7 +151,7 @@ class Study:
             total: how many trials the study is to have.
             choose: makes overrides of what it asks a trial to choose.
         """
-        with self._alone(), quietly():
+        with self._asking(), self._alone(), quietly():
             trials = self.trials()
             for frozen in trials:
                 if frozen.state is TrialState.RUNNING and not self.alive(frozen.user_attrs.get("driver")):
@@ -182,7 +188,7 @@ class Study:
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Note how a trial of this study goes; returns whether it is to be ended. Trial 0, the reference, never is."""
-        with quietly():
+        with self._asking(), quietly():
             trial = self._mine.get(number) or Trial(self._study, self.trials()[number]._trial_id)
             self._mine[number] = trial
             trial.report(value, step)
@@ -190,8 +196,9 @@ class Study:
 
     def note_fault(self, number: int, why: str) -> None:
         """Keep why a trial is about to fail; "": it begins again."""
-        if self.trials()[number].user_attrs.get("fault", "") != why:
-            Trial(self._study, self.trials()[number]._trial_id).set_user_attr("fault", why)
+        with self._asking():
+            if self.trials()[number].user_attrs.get("fault", "") != why:
+                Trial(self._study, self.trials()[number]._trial_id).set_user_attr("fault", why)
 
     def tell(self, number: int, values: Sequence[float] | None, note: str, facts: Mapping[str, Any]) -> None:
         """End a trial of this driver.
@@ -203,10 +210,10 @@ class Study:
             facts: kept with it.
         """
         trial = self._mine[number]
-        for key, value in {**facts, "note": note}.items():
-            trial.set_user_attr(key, value)
         state = TrialState.COMPLETE if values is not None else TrialState.FAIL if note else TrialState.PRUNED
-        with quietly():
+        with self._asking(), quietly():
+            for key, value in {**facts, "note": note}.items():
+                trial.set_user_attr(key, value)
             self._study.tell(number, values, state=state, skip_if_finished=True)
 
     def best(self) -> int | None:
@@ -261,7 +268,8 @@ class Study:
         if driver and path.exists():
             with locked(path, wait=False) as free:
                 return not free
-        seen_at = self._study.user_attrs.get(_beat_of(driver or "")) if self._server is not None else None
+        with self._asking():
+            seen_at = self._study.user_attrs.get(_beat_of(driver or "")) if self._server is not None else None
         return seen_at is not None and time.time() - seen_at < SILENT_S
 
     def _lock_of(self, driver: str) -> Path:
@@ -300,6 +308,19 @@ class Study:
     def _say(self, driver: str, seen_at: float | None) -> None:
         if self._server is not None:
             self._study.set_user_attr(_beat_of(driver), seen_at)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Name a storage that has gone away since it was opened."""
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
+            said = str(error.__cause__ or error)  # Optuna's own words tell of invalid data, whatever it was
+            why = without_password((said.strip() or type(error).__name__).splitlines()[0])
+            raise StorageError(
+                f"storage {self.url}: does not answer ({why}); the trials in it are kept: when it answers again, the "
+                "same command goes on"
+            ) from None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -435,10 +456,8 @@ def _locked_there(server: sqlalchemy.Engine, name: str) -> Iterator[None]:
     )
     with server.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sqlalchemy.text(hold), {"key": named})
-        try:
-            yield
-        finally:
-            connection.execute(sqlalchemy.text(release), {"key": named})
+        yield
+        connection.execute(sqlalchemy.text(release), {"key": named})  # after a fault the connection's end does it
 
 
 @contextmanager

@@ -6,6 +6,7 @@ times, so that what is sent again, because the answer was lost, is the same to t
 server that is away is tried again later and, at the end, by `sermll track FOLDER`.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from sermll.errors import ConfigError, DataError
 from sermll.files import fetch_run, fold_folders, naming, read_json, read_yaml, write_json
 from sermll.job import FoldJob
 from sermll.results import finished_folds, read_model_settings
-from sermll.storage import address, locked, origin, place
+from sermll.storage import address, fetch, locked, origin, place, sqlite
 
 RETRY_S = 60.0
 SYNC_S = 5.0
@@ -56,7 +57,7 @@ def _uri(experiment: Experiment, runs: Path) -> str | None:
 
 def default_uri(runs: Path) -> str:
     """Where results go if nobody says: MLFLOW_TRACKING_URI, else a SQLite file in the runs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite(runs / "mlflow.db")
 
 
 class _Server:
@@ -162,6 +163,7 @@ class _Sender:
             if not held:
                 raise DataError(f"{self._folder}: another command is sending it")
             path = self._folder / "mlflow.json"
+            fetch(path)
             known = read_json(path) if path.exists() else {}
             self._known = known.get(self._name, {"runs": {}, "asked": {}})
             yield
@@ -405,6 +407,7 @@ class Tracker(_Sender):
             parent = self._described(*told, self._folder.name, above)
             for number, folder in fold_folders(self._folder):
                 if (folder / "history.json").exists():
+                    self._set_aside(folder)
                     fold = self._described(*told, folder.name, parent["run"], str(number))
                     self._send_fold(fold, folder, artifacts=artifacts)
             if artifacts:
@@ -463,6 +466,14 @@ class Tracker(_Sender):
             self._remember()
         return known
 
+    def _set_aside(self, folder: Path) -> None:
+        """Let a fold that was trained anew, or is just then, be a new run beside what MLflow has of it."""
+        known, now = self._known["runs"].get(folder.name), _digest(folder / "result.json")
+        if known and known["finished"] and known.get("result", now) != now:
+            self._client.set_tag(known["run"], "sermll.trained_anew", "True")
+            del self._known["runs"][folder.name]
+            self._remember()
+
     def _delete_tag(self, run: str, key: str) -> None:
         from mlflow.exceptions import MlflowException
 
@@ -496,19 +507,20 @@ class Tracker(_Sender):
         self._log(fold, {"end": finals}, {"end": 0})
         for name in ("history.json", "result.json", "predictions.parquet", "predictions_last.parquet"):
             self._client.log_artifact(fold["run"], str(folder / name))
-        best = folder / result["best_checkpoint"]
-        self._client.log_artifact(fold["run"], str(best / "model.safetensors"), "model")
+        model = folder / result["best_checkpoint"] / "model.safetensors"
+        fetch(model)  # another machine may have trained the fold
+        self._client.log_artifact(fold["run"], str(model), "model")
         for name in ("config.yaml", "run.json"):  # what the weights need to be used
             self._client.log_artifact(fold["run"], str(self._folder / name), "model")
         self._client.set_terminated(fold["run"])
-        fold["finished"] = 1
+        fold |= {"finished": 1, "result": _digest(folder / "result.json")}
         self._remember()
 
     def _send_summary(self, parent: Json) -> None:
-        """Scores over the finished folds and the report; sent again when more folds have finished."""
+        """Scores over the finished folds and the report; sent again when folds have finished, or have done so anew."""
         summary = read_json(self._folder / "metrics.json")
-        done = len(summary["folds"])
-        if parent["finished"] == done:
+        done, now = len(summary["folds"]), _digest(self._folder / "metrics.json")
+        if parent["finished"] == done and parent.get("summary", now) == now:
             return
         values = {
             f"test_{prefix}{name}{suffix}": estimate[part]
@@ -517,15 +529,20 @@ class Tracker(_Sender):
             for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             if estimate[part] is not None
         }
-        self._log(parent, {f"{done} folds": values | {"folds": done}}, {f"{done} folds": done})
+        self._log(parent, {f"{done} folds, {now}": values | {"folds": done}}, {f"{done} folds, {now}": done})
         for name in ("config.yaml", "run.json", "metrics.json", "predictions.parquet", "predictions_last.parquet"):
             self._client.log_artifact(parent["run"], str(self._folder / name))
         if (self._folder / "report").is_dir():  # a campaign has one page for all its runs
             self._client.log_artifacts(parent["run"], str(self._folder / "report"), "report")
         if summary["complete"]:
             self._client.set_terminated(parent["run"])
-        parent["finished"] = done
+        parent |= {"finished": done, "summary": now}
         self._remember()
+
+
+def _digest(path: Path) -> str:
+    """What tells a file from another; "": there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
 
 
 def upload(folder: Path, uri: str | None) -> str | None:

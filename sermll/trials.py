@@ -14,12 +14,12 @@ from sermll.cluster import connected, here, room, share, summoned
 from sermll.config import Experiment
 from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData, stream
-from sermll.files import naming, read_json
+from sermll.files import CHECKPOINTS, naming, read_json
 from sermll.loop import FoldJob, selection_scores, train_fold
 from sermll.progress import Progress
 from sermll.search_plan import DIRECTIONS, Inner, Search
 from sermll.space import Chooser, suggest
-from sermll.storage import names, origin, reach, remove
+from sermll.storage import fetch, names, origin, reach, remove
 from sermll.study import Rules, Study, Taken
 
 POLL_S = 2.0
@@ -196,6 +196,7 @@ def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldDat
                 # What has come to its last step is told of as well, and is not ended: its value is known.
                 return ray.get(desk.report.remote(number, step, value)) and step < len(jobs) * epochs
 
+            fetch(Path(job.folder), without=CHECKPOINTS)  # another machine may have begun the trial
             if not job.finished:
                 Path(job.folder).mkdir(parents=True, exist_ok=True)
                 batches, encoder = stream, None
@@ -214,7 +215,8 @@ def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldDat
             values |= {"worst_speaker_ua": min(unit["worst_speaker_ua"] for unit in done)}
             told = {"note": "", "seconds": seconds, **values}
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raised = getattr(error, "cause", error)  # what the desk raised, without Ray's account of where
+        said = (str(raised).strip() or type(raised).__name__).splitlines()[0]
         why = f"{job.title}: {'out of memory: ' if out_of_memory(error) else ''}{said}"
         if not of_the_trial(error, number):
             if isinstance(error, SermllError):

@@ -265,6 +265,13 @@ def test_files_that_are_no_experiment_are_refused(tmp_path: Path, text: str) -> 
         ("cannot reach http://a:b@c/d or http://e:f@g", "cannot reach http://***@c/d or http://***@g"),
         ("sqlite:////data/a@b:c/mlflow.db", "sqlite:////data/a@b:c/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
+        ("mysql://h/x?user=me&passwd=s3", "mysql://h/x?user=me&passwd=***"),
+        (
+            "http://h/?token=s3&a=b at http://h/?access_token=s4",
+            "http://h/?token=***&a=b at http://h/?access_token=***",
+        ),
+        ("http://h/?client_secret=s3&Api-Key=s4&pwd=s5", "http://h/?client_secret=***&Api-Key=***&pwd=***"),
+        ("postgresql:///x?host=/tmp&sslkey=/k", "postgresql:///x?host=/tmp&sslkey=/k"),
     ],
 )
 def test_passwords_are_not_shown(url: str, shown: str) -> None:

@@ -9,18 +9,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
 from bucket import object_storage
-from prepared import tiny_settings
+from prepared import finish, tiny_settings
+from pyarrow.fs import FileSystem
+from runs import change, with_models, write_campaign, write_run
+from sqlalchemy import make_url
 
-from sermll import cli, storage
+from sermll import cli, storage, trials
 from sermll.config import Experiment, resolve
 from sermll.errors import ConfigError, DataError, StorageError
+from sermll.feed import FoldData
 from sermll.files import fetch_run, read_json, write_json
+from sermll.job import FoldJob
+from sermll.results import read_model_settings
+from sermll.search import _claim
+from sermll.search_plan import Search, load_search
 from sermll.shards import Prepared, Waveforms
-from sermll.storage import address, fetch, names, origin, place, remove, send, sizes, unsent
-from sermll.track import Tracker
+from sermll.storage import address, fetch, names, origin, place, remove, send, sizes, sqlite, unsent
+from sermll.store import store
+from sermll.study import Taken
+from sermll.track import Tracker, upload
 from sermll.train import Designs, Run
 
 
@@ -71,6 +84,27 @@ def test_other_uris_are_refused(uri: str, capsys: pytest.CaptureFixture[str]) ->
     assert ended.value.code == 2 and "not a place for data or runs" in capsys.readouterr().err
 
 
+def arrows(uri: str) -> str | None:
+    """The place that Arrow, and with it Ray, takes a URI for; None: none."""
+    try:
+        return FileSystem.from_uri(uri)[1]
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("name", ["my runs", "Läufe", "a%20b", "a?b", "a#b", "a[b]"])
+def test_names_that_no_uri_has_as_they_are_are_refused(name: str, machine: Machine) -> None:
+    with pytest.raises(StorageError, match=r"letters without accents, digits, - _ and \."):
+        place(f"s3://lab/{name}/x")
+    assert arrows(f"s3://lab/{name}/x") != f"lab/{name}/x"
+
+
+def test_names_that_uris_have_are_the_same_to_arrow(machine: Machine) -> None:
+    name = "Runs_2-a.b~c!$&'()*+,;=:@d"
+    assert address(place(f"s3://lab/{name}/x")) == f"s3://lab/{name}/x"
+    assert arrows(f"s3://lab/{name}/x") == f"lab/{name}/x"
+
+
 @pytest.mark.parametrize("uri", ["s3://AKIA0:SEC/RET@lab/x", "s3://AKIA0:SECRET@lab", "gs://me@lab/x"])
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -99,6 +133,15 @@ def test_a_working_directory_that_is_gone_is_asked_for_nothing(tmp_path: Path, m
     assert place(tmp_path / "runs") == tmp_path / "runs"
     monkeypatch.setenv("SERMLL_ROOT", str(tmp_path))
     assert place("runs") == tmp_path / "runs"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
+def test_folders_that_no_sqlite_uri_holds_are_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name / "x.db"
+    with pytest.raises(ConfigError, match="would be looked for elsewhere; give another folder"):
+        sqlite(file)
+    assert make_url(sqlite(tmp_path / "a #ü" / "x.db")).database == str(tmp_path / "a #ü" / "x.db")
+    assert make_url(f"sqlite:///{file}").database != str(file)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -156,6 +199,37 @@ def test_changes_are_seen_unless_an_old_answer_will_do(machine: Machine) -> None
     assert fetch(copy) == 1 and read_json(copy) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("before", [None, b"old and whole"])
+def test_what_was_broken_off_is_not_stored_and_what_was_there_before_is_kept(
+    before: bytes | None, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = place(f"s3://lab/broken-{before is None}/a")
+    file.parent.mkdir(parents=True)
+    if before is not None:
+        file.write_bytes(before)
+        send(file)
+    file.write_bytes(os.urandom(30_000_000))
+    whole = shutil.copyfileobj
+
+    def interrupted(source: Any, sink: Any, size: int) -> None:
+        sink.write(source.read(20_000_000))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        send(file)
+    monkeypatch.setattr(shutil, "copyfileobj", whole)
+    assert names(file.parent) == ([] if before is None else ["a"]) and file.stat().st_size == 30_000_000
+    machine("b")
+    copy = place(f"s3://lab/broken-{before is None}/a")
+    fetch(copy)
+    assert (copy.read_bytes() if copy.exists() else None) == before
+    machine("a")
+    send(file)
+    machine("b")
+    assert fetch(copy) == 1 and copy.read_bytes() == file.read_bytes() and names(copy.parent) == ["a"]
+
+
 def test_what_is_not_sent_yet_is_not_overwritten(machine: Machine) -> None:
     file = place("s3://lab/three/a.json")
     file.parent.mkdir(parents=True)
@@ -186,6 +260,8 @@ def test_removed_here_is_removed_there_and_an_exact_copy_follows(machine: Machin
     fetch(copy, exact=True)
     assert [path.name for path in copy.iterdir()] == ["kept"]
     remove(place("s3://lab/never"))
+    remove(folder / "kept" / "file")
+    assert names(folder / "kept") == [] and not (folder / "kept" / "file").exists()
 
 
 def test_folders_can_be_left_out(machine: Machine) -> None:
@@ -314,3 +390,100 @@ def test_runs_on_object_storage_need_a_server_for_mlflow(
     renamed = settings(mlflow=False).model_copy(update={"name": "other"})
     found = Run.of(renamed, Designs())  # begun under another name, on another machine
     assert address(found.folder) == "s3://lab/runs/" + run.folder.name
+
+
+def test_results_are_in_mlflow_once_whichever_machine_sends_them(machine: Machine, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    settings = {"tracking.experiment": "two", "tracking.mlflow": uri}
+    send(with_models(write_run(place("s3://lab/tracked/demo-x"), groups=(("a", "b"),), epochs=2, overrides=settings)))
+    machine("b")
+    there = place("s3://lab/tracked/demo-x")
+    assert upload(there, uri) is None  # the model, too, which only the first machine has had
+    machine("c")
+    again = place("s3://lab/tracked/demo-x")
+    fetch_run(again)
+    (again / "mlflow.json").unlink()  # a command on this machine has begun by what it needs alone
+    assert Tracker.of(read_model_settings(again), again).finish() is None
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("two")
+    assert experiment is not None
+    found = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    assert found.keys() == {"demo-x", "fold-0"} and len(client.search_runs([experiment.experiment_id])) == 2
+    model = next((there / "fold-0").rglob("model.safetensors"))
+    assert {file.path: file.file_size for file in client.list_artifacts(found["fold-0"], "model")}[
+        "model/model.safetensors"
+    ] == model.stat().st_size
+
+
+def test_a_run_that_is_no_longer_asked_for_leaves_the_predictions_in_the_bucket(machine: Machine) -> None:
+    axes = {"seed": ("0", "1")}
+    campaign = write_campaign(place("s3://lab/stored"), axes, lambda labels: {"seed": int(labels["seed"])})
+    store(campaign)
+    send(campaign.parent)
+    machine("b")
+    fetch(place("s3://lab/stored"), without="predictions")
+    campaign = place("s3://lab/stored") / campaign.name
+    change(campaign / "campaign.json", cells=read_json(campaign / "campaign.json")["cells"][1:])
+    store(campaign)
+    assert names(campaign / "predictions") == ["demo-000000000001.parquet"]
+
+
+def a_search(folder: Path, data: Path, space: dict[str, Any]) -> Search:
+    """A search of two inner folds, with its trials in s3://lab/searched."""
+    folder.mkdir(exist_ok=True)
+    settings = {**tiny_settings(data, Path("runs")), "tracking": {"runs": "s3://lab/searched", "mlflow": False}}
+    (folder / "x.yaml").write_text(yaml.safe_dump(settings))
+    told = {"name": "x", "experiment": "x.yaml", "space": space, "inner_folds": 2, "storage": f"{folder}/x.journal"}
+    (folder / "x.search.yaml").write_text(yaml.safe_dump(told))
+    return load_search(folder / "x.search.yaml", {})
+
+
+def test_a_folder_that_another_machine_searches_in_is_refused(
+    machine: Machine, tiny_data: Path, tmp_path: Path
+) -> None:
+    rate, weight = {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, {"losses.focal.weight": {"uniform": [0.1, 2]}}
+    for name, space in (("a", rate), ("b", rate), ("c", weight)):
+        machine(name)
+        search = a_search(tmp_path / "search", tiny_data, space)
+        search.folder.mkdir(parents=True)
+        if space is rate:
+            _claim(search)
+        else:
+            with pytest.raises(ConfigError, match="holds another search"):
+                _claim(search)
+
+
+def test_inner_folds_that_another_machine_has_finished_are_not_trained_again(
+    machine: Machine, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray import tune
+
+    def work() -> tuple[list[FoldJob], list[FoldData]]:
+        search = a_search(tmp_path / "search", tiny_data, {"optim.lr": {"loguniform": [1e-4, 1e-2]}})
+        inner = search.studies[0]
+        prepared, labelled = inner.design.prepared, inner.design.labelled
+        folds = [FoldData.of(f"{fold.index}", prepared, labelled, fold.rows) for fold in inner.design.folds.folds]
+        return search.jobs(inner, Taken(3, {})), folds
+
+    jobs, folds = work()
+    finish(jobs[0], folds[0])
+    send(Path(jobs[0].folder))
+    machine("b")
+    jobs, folds = work()
+    trained: list[FoldJob] = []
+
+    def train(job: FoldJob, *words: Any, **named: Any) -> None:
+        trained.append(job)
+        finish(job, folds[job.fold])
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(trials, "train_fold", train)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(tune, "report", told.append)
+    desk = SimpleNamespace(begin=SimpleNamespace(remote=lambda number: jobs))
+    mark = place("s3://lab/searched/search-x/fingerprint.json")
+    trials._work({"number": 3}, desk, mark, folds, None)
+    assert trained == [jobs[1]] and told[0]["note"] == "" and told[0]["seconds"] == 40.0

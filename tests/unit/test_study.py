@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from sermll.errors import ConfigError, DataError
+from sermll.errors import ConfigError, DataError, StorageError
 from sermll.space import Chooser
 from sermll.study import Rules, Study, finished, located
 
@@ -223,6 +225,35 @@ def test_importance_finds_what_matters_and_leaves_out_who_chose_nothing(tmp_path
         found = study.importance()
     assert found.keys() == {"matters", "idle"}
     assert found["matters"] > 0.8 and sum(found.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda study: study.begin([]),
+        lambda study: study.trials(),
+        lambda study: study.take(2, choose),
+        lambda study: study.waiting_for_others(),
+        lambda study: study.report(0, 1, 0.5),
+        lambda study: study.note_fault(0, "out of memory"),
+        lambda study: study.tell(0, [0.5], "", {}),
+        lambda study: study.best(),
+    ],
+    ids=["begin", "trials", "take", "waiting", "report", "fault", "tell", "best"],
+)
+def test_a_storage_that_goes_away_is_named(ask: Callable[[Study], Any], tmp_path: Path) -> None:
+    with Study(tmp_path, "x", None, MEDIAN) as study:
+        study.take(2, choose)
+        kept = (tmp_path / "study.db").read_bytes()
+        (tmp_path / "study.db").write_bytes(b"nothing" * 3000)
+        with pytest.raises(
+            StorageError, match=r"study\.db: does not answer \(.*not a database\); .*same command goes on"
+        ):
+            ask(study)
+        (tmp_path / "study.db").write_bytes(kept)
+    with Study(tmp_path, "x", None, MEDIAN) as study:
+        taken = study.take(2, choose)
+        assert taken and taken.number == 0
 
 
 def test_a_storage_that_cannot_be_opened_is_named(tmp_path: Path) -> None:

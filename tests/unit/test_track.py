@@ -1,11 +1,12 @@
 """What MLflow is sent again because an answer was lost; who is not asked again; passwords. SQLite is the server."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import with_models, write_campaign, write_run
+from runs import change, with_models, write_campaign, write_run
 
 from sermll import track
 from sermll.config import without_password
@@ -58,6 +59,38 @@ def test_an_answer_that_was_lost_makes_nothing_twice(
     for name, metric in (("demo-x", "test_ua"), ("fold-0", "test_ua")):
         assert len(client.get_metric_history(runs[name].info.run_id, metric)) == 1
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def test_a_fold_that_was_trained_anew_is_a_new_run_and_the_scores_follow(uri: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    settings = {"groups": (("a", "b"), ("c", "d")), "epochs": 4, "overrides": {"tracking.experiment": "anew"}}
+    run = with_models(write_run(tmp_path / "demo-x", skill=0.9, **settings))
+    assert upload(run, uri) is None
+    other = with_models(write_run(tmp_path / "other" / "demo-x", skill=0.4, seed=1, **settings))
+    shutil.rmtree(run / "fold-1")
+    shutil.copytree(other / "fold-1", run / "fold-1")
+    change(run / "fold-1" / "result.json", seconds=91.0)
+    told = read_json(other / "metrics.json")
+    told["folds"][0] = read_json(run / "metrics.json")["folds"][0]
+    write_json(run / "metrics.json", told)
+    for _ in range(2):  # again: nothing is new
+        assert upload(run, uri) is None
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("anew")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    assert sorted(str(run.info.run_name) for run in found) == ["demo-x", "fold-0", "fold-1", "fold-1"]
+    old, new = sorted(
+        (run for run in found if run.info.run_name == "fold-1"),
+        key=lambda run: "sermll.trained_anew" not in run.data.tags,
+    )
+    assert "sermll.trained_anew" not in new.data.tags
+    assert old.data.metrics["test_ua"] != new.data.metrics["test_ua"] == told["folds"][1]["ua"]
+    parent = next(run for run in found if run.info.run_name == "demo-x")
+    assert parent.data.metrics["test_ua"] == told["selected"]["ua"]["value"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in (old, new)} == {parent.info.run_id}
+    assert len(client.get_metric_history(parent.info.run_id, "test_ua")) == 2
 
 
 def test_each_server_is_remembered_by_itself(uri: str, tmp_path: Path) -> None:

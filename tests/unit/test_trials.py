@@ -1,9 +1,18 @@
 """What a trial's failure is put down to."""
 
-import pytest
-import torch
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import ray
+import torch
+from ray import tune
+from ray.exceptions import RayTaskError
+
+from sermll import trials
 from sermll.errors import CheckpointError, ConfigError, DataError, StorageError, TrainingError
+from sermll.job import FoldJob
 from sermll.trials import of_the_trial, out_of_memory
 
 
@@ -15,6 +24,24 @@ def test_memory_that_ran_out_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as other:
         _ = torch.ones(2) @ torch.ones(3)
     assert not out_of_memory(other.value)
+
+
+def test_a_fault_of_the_desk_ends_the_search_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, told = FoldJob("x/fold-0", "trial 3, inner fold 0", {}, 0, str(tmp_path / "fold-0")), []
+
+    def away(*words: Any, **named: Any) -> None:
+        gone = StorageError("storage postgresql://h/x: does not answer (refused)")
+        raise RayTaskError("Desk.report", "Traceback: ...", gone).as_instanceof_cause()
+
+    monkeypatch.setattr(trials, "train_fold", away)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(tune, "report", told.append)
+    (tmp_path / "mark").touch()
+    desk = SimpleNamespace(begin=SimpleNamespace(remote=lambda number: [job]))
+    folds: Any = {0: None}
+    trials._work({"number": 3}, desk, tmp_path / "mark", folds, None)
+    why = "trial 3, inner fold 0: storage postgresql://h/x: does not answer (refused)"
+    assert told == [{"note": why, trials.ENDS_SEARCH: True}]
 
 
 def test_what_a_trial_chose_is_told_from_what_no_other_is_spared() -> None:
