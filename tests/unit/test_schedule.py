@@ -179,6 +179,15 @@ def test_commands_have_folders_of_their_own_for_ray_and_those_of_killed_ones_go(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_of_commands_whose_locks_cannot_be_opened_are_passed_over(tmp_path: Path) -> None:
+    theirs = tmp_path / ".lanes-0"
+    theirs.mkdir()
+    theirs.with_suffix(".lock").mkdir()  # as a colleague's is to anybody but root
+    with _scratch(tmp_path) as own:
+        assert own != theirs
+    assert theirs.exists()
+
+
 def test_locks_beyond_the_soft_limit_of_open_files_are_allowed_and_beyond_the_hard_one_are_named() -> None:
     script = (
         "import resource; from sermll.schedule import _allow_open_files, SPARE_FILES\n"
