@@ -60,6 +60,7 @@ class _Group(Backend):
             try:
                 ray.get(done)
             except RayActorError as error:
+                worker_group.abort()  # else the others keep their room, and those begun anew wait for it
                 raise WorkerGroupError(f"worker {rank}: {error}", {rank: error}) from error
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:

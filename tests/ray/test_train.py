@@ -417,8 +417,13 @@ def test_workers_that_die_while_they_are_joined_are_a_failure_that_ray_train_cou
         def execute_single_async(self, rank: int, do: Any, *arguments: Any) -> Any:
             return self.members[rank].do.remote(rank)
 
+        def abort(self) -> None:
+            for member in self.members:
+                ray.kill(member)
+            self.members.clear()
+
     together, workers = Together("gloo"), cast(Any, Workers())
     with pytest.raises(ray.train.WorkerGroupError) as died:  # counted by max_failures, unlike an actor's death
         together.backend_cls().on_start(workers, together)
-    assert list(died.value.worker_failures) == [1]
+    assert list(died.value.worker_failures) == [1] and len(workers) == 0
     assert cause(died.value.worker_failures).startswith("worker 1 failed: ")
