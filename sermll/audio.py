@@ -44,8 +44,8 @@ def read_recording(
         end_s: where to end; None: at its end.
 
     Raises:
-        AudioError: with reason 'missing', 'corrupt', 'empty', 'nan', 'short' (under 0.1 s), 'long' (over 300 s), 'segment' (beyond
-            the file's end) or 'silent'.
+        AudioError: with reason 'missing', 'corrupt', 'empty', 'nan', 'short' (under 0.1 s), 'long' (over 300 s),
+            'segment' (beyond the file's end) or 'silent'.
     """
     path = Path(path)
     if not path.is_file():

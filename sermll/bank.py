@@ -107,12 +107,9 @@ class Bank:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / ".building"):  # of several drivers one encodes, the others find it done
                 fetch(folder)
-                if (folder / FACTS).exists():
-                    sizes = read_json(folder / FACTS)["shards"]
-                else:
+                if not (folder / FACTS).exists():
                     sizes = _fill(folder, data, recipe, encoder, device)
-                # Written anew in any case: the encoder's name, which trials are compared by, is the last builder's.
-                write_json(folder / FACTS, {**facts, "shards": sizes})
+                    write_json(folder / FACTS, {**facts, "shards": sizes})
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written ({error}); the same command goes on from here") from None
         return cls.open(folder)
@@ -267,7 +264,8 @@ class Bank:
             ConfigError: the trial's encoder, mixup or crops are not the bank's.
         """
         found, own = experiment.model.encoder.model_dump(mode="json"), self.facts["encoder"]
-        differs = [key for key in {**own, **found} if found.get(key) != own.get(key)]
+        # By name it is the first builder's; others may have found the same weights elsewhere.
+        differs = [key for key in {**own, **found} if key != "name" and found.get(key) != own.get(key)]
         if differs:
             told = ", ".join(f"model.encoder.{key}={found.get(key)} (bank: {own.get(key)})" for key in differs)
             raise ConfigError(f"{self.folder}: the feature bank is of another encoder than the trial's: {told}")

@@ -60,8 +60,9 @@ class Board:
         return self._jobs[number]
 
     def end(self, lane: int, error: str | None, faults: list[str]) -> None:
-        """A lane's fold is trained, or cannot be."""
-        self._ended.append((self._held.pop(lane), error, faults))
+        """A lane's fold is trained, or cannot be; nothing to a lane that was taken for lost meanwhile."""
+        if lane in self._held:
+            self._ended.append((self._held.pop(lane), error, faults))
 
     def tell(self, lane: int, line: str) -> None:
         """Something has happened to the fold of a lane that goes on."""
@@ -70,7 +71,9 @@ class Board:
 
     def leave(self, lane: int) -> None:
         """A lane has left its machines, which are about to go; whoever takes its fold goes on from there."""
-        number = self._held.pop(lane)
+        number = self._held.pop(lane, None)
+        if number is None:
+            return
         self._waiting.appendleft(number)
         self._told.append((number, "has left a machine that is about to go; goes on from there"))
 

@@ -8,6 +8,7 @@ last, which holds the caller's notes and the SHA-256 of every other file.
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,13 +131,16 @@ def save(
 @contextmanager
 def writing(folder: Path, epoch: int) -> Iterator[Path]:
     """A folder to write the checkpoint of an epoch into; it takes its place in `folder` whole or not at all."""
-    partial = folder / f"partial_{epoch:05d}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    # A name of its own: workers that were taken for lost may write still. What killed ones leave, `keep_only` removes.
+    partial = folder / f"partial_{epoch:05d}_{uuid.uuid4().hex[:8]}"
     partial.mkdir(parents=True)
-    yield partial
-    place = folder / _name(epoch)
-    remove(place)  # one that was found damaged, and its epoch trained again
-    partial.rename(place)
+    try:
+        yield partial
+        place = folder / _name(epoch)
+        remove(place)  # one that was found damaged, and its epoch trained again
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     send(place)
 
 

@@ -12,7 +12,9 @@ from datetime import timedelta
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray import ObjectRef
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.train import WorkerGroupError
 from ray.train.backend import Backend, BackendConfig
 
 SILENCE = timedelta(minutes=30)
@@ -38,16 +40,28 @@ class _Group(Backend):
     """GPUs of one node reach each other only where each worker sees them all."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # Ray's private type
-        """Join the workers, before they begin."""
+        """Join the workers, before they begin.
+
+        Raises:
+            WorkerGroupError: one has died, which Ray Train counts as it does later; else it would begin anew for ever.
+        """
         size = len(worker_group)
         if size == 1:
             return
         assert isinstance(backend_config, Together)
         meeting = worker_group.execute_single(0, _free_address)
         transport = backend_config.transport
-        ray.get(
-            [worker_group.execute_single_async(rank, _join, transport, meeting, rank, size) for rank in range(size)]
-        )
+        joining: dict[ObjectRef, int] = {
+            worker_group.execute_single_async(rank, _join, transport, meeting, rank, size): rank for rank in range(size)
+        }
+        while joining:
+            (done,), _ = ray.wait(list(joining), num_returns=1)
+            rank = joining.pop(done)
+            try:
+                ray.get(done)
+            except RayActorError as error:
+                worker_group.abort()  # else the others keep their room, and those begun anew wait for it
+                raise WorkerGroupError(f"worker {rank}: {error}", {rank: error}) from error
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Part, when all have come to their end; those that hang are ended by Ray Train."""

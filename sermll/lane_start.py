@@ -40,7 +40,10 @@ def _foretold(error: Exception) -> bool:
 
 
 def cause(failures: Mapping[int, Exception]) -> str:
-    """Why workers were lost, in a line: the first of them and its error."""
+    """Why workers were lost, in a line: the first of them and its error, of several lines the last.
+
+    Ray Train gives an error of ours as its traceback, which ends with the error's class and message.
+    """
     rank, error = next(iter(failures.items()))
-    why = str(error).strip().splitlines()[-1].partition(" Some common causes")[0]  # Ray goes on for a page
-    return f"worker {rank} failed: {why}"
+    why = f"{type(error).__name__}: {error}".strip(": \n").splitlines()[-1]
+    return f"worker {rank} failed: {why.partition(' Some common causes')[0]}"  # Ray goes on for a page

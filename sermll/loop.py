@@ -72,8 +72,9 @@ def train_fold(
     feed = Feed.for_run(job.run, settings, data)
     num_classes = len(data.classes)
     _seed(settings.seed, job.fold)
-    system = System(settings, num_classes, encoder).to(device)
-    optimizer = make_optimizer(system, settings.optim)
+    with agreed(device):  # a machine may lack the encoder's files, and nobody is to wait for it
+        system = System(settings, num_classes, encoder).to(device)
+        optimizer = make_optimizer(system, settings.optim)
 
     averaged = copy.deepcopy(system) if settings.optim.average else None
     for module in () if averaged is None else averaged.modules():

@@ -7,6 +7,7 @@ off finds its finished shards there and goes on.
 """
 
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -45,6 +46,8 @@ TOLD = ("path", "duration_s", "source_rate_hz", "source_channels", "source_encod
 """Columns that the manifest sums up, beside those of the data hash."""
 UTTERANCES_PER_SHARD = 128
 """Enough for large sequential reads, few enough that a shard of half-minute utterances stays under 130 MB."""
+DIGITS = 12
+"""Of the input's fingerprint, in the name of a folder whose shards are not finished."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def prepare(corpus: Corpus, root: Path, out: Path, trim_db: float | None = None)
             f"({existing.corpus}, {existing.table.num_rows} utterances, trim_db={existing.manifest['trim_db']}); "
             "give another --out, or delete it first"
         )
-    staging = unsent(out.parent) / f".{out.name}.{source[:12]}.partial"
+    staging = unsent(out.parent) / f".{out.name}.{source[:DIGITS]}.partial"
     try:
         if names(out):
             raise DataError(f"{address(out)} is not empty and holds no prepared data; give another --out")
@@ -102,7 +105,8 @@ def prepare(corpus: Corpus, root: Path, out: Path, trim_db: float | None = None)
         send(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error}); finished shards are kept for the next try") from None
-    for leftover in staging.parent.glob(f".{out.name}.*.partial"):
+    # All of the digits, as an output of another name may begin with this one's.
+    for leftover in staging.parent.glob(f".{glob.escape(out.name)}.{'[0-9a-f]' * DIGITS}.partial"):
         shutil.rmtree(leftover)
     return Preparation(Prepared.open(out), made=True)
 

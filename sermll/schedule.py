@@ -23,7 +23,7 @@ from typing import Any
 from sermll.board import Board
 from sermll.cluster import here, room, share, spilled_bytes, summoned
 from sermll.config import Resources
-from sermll.errors import ConfigError, TrainingError
+from sermll.errors import ConfigError, StorageError, TrainingError
 from sermll.feed import FoldData
 from sermll.job import FoldJob
 from sermll.progress import Progress
@@ -118,7 +118,11 @@ def _hold(job: FoldJob, held: ExitStack) -> None:
 def _scratch(folder: Path) -> Iterator[Path]:
     """A folder of this command's own in `folder`, while it runs; those of commands that were killed are removed."""
     for lock in folder.glob(f"{SCRATCH}*.lock"):
-        with locked(lock, wait=False) as left:
+        with ExitStack() as held:
+            try:
+                left = held.enter_context(locked(lock, wait=False))
+            except StorageError:  # somebody else's, who removes it
+                continue
             if left:
                 remove(lock.with_suffix(""))
                 lock.unlink(missing_ok=True)

@@ -395,9 +395,16 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         Whether it is held; always true when it was waited for. The file then says by whom.
 
     Raises:
-        StorageError: the file system has no locks.
+        StorageError: the file cannot be opened, or the file system has no locks.
     """
-    with path.open("a") as file:
+    try:
+        opened = path.open("a")
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be opened ({error.strerror}), and without this lock two commands could write the same "
+            "files; let everybody who shares the folder write in it, or give a folder of your own"
+        ) from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

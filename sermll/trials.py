@@ -104,7 +104,7 @@ def _tune(search: Search, inner: Inner, study: Study, progress: Progress) -> Non
     try:
         tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_work, desk=desk, mark=search.mark, folds=folds, bank=bank),
+                tune.with_parameters(_work, desk=desk, mark=search.mark, folds=folds, bank=bank and bank.folder),
                 tune.PlacementGroupFactory([share(resources, gpus)]),
             ),
             tune_config=tune.TuneConfig(
@@ -166,10 +166,10 @@ def _bank(search: Search, inner: Inner, gpus: float) -> Bank | None:
     return Bank.build(root, data, recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldData], bank: Bank | None) -> None:
+def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldData], bank: Path | None) -> None:
     """A trial, as Ray Tune runs it: train a model for each seed and inner fold, or end early.
 
-    It trains in the folder of `mark`, if it sees that this is the search's.
+    It trains in the folder of `mark`, if it sees that this is the search's, on the feature bank of a folder if any.
     """
     import os
 
@@ -184,6 +184,7 @@ def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldDat
     job, done, seconds = jobs[0], [], 0.0
     try:
         reach(mark.parent, mark.name)
+        opened = Bank.open(bank) if bank else None  # here, where it is told if this machine cannot
         for place, job in enumerate(jobs):
             reached = [unit["dev_ua"] for unit in done]
 
@@ -200,8 +201,8 @@ def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldDat
             if not job.finished:
                 Path(job.folder).mkdir(parents=True, exist_ok=True)
                 batches, encoder = stream, None
-                if bank is not None:
-                    batches, encoder = bank.batches, bank.stand_in(Experiment.model_validate(job.settings))
+                if opened is not None:
+                    batches, encoder = opened.batches, opened.stand_in(Experiment.model_validate(job.settings))
                 train_fold(job, folds[job.fold], batches, device, stop=stop, encoder=encoder)
             if not job.finished:
                 seconds += sum(row["train_s"] + row["eval_s"] for row in job.history())

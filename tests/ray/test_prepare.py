@@ -132,6 +132,15 @@ def test_finished_shards_of_a_cut_off_run_are_kept_and_damaged_ones_made_again(
     assert not list(tmp_path.glob(".out.*.partial"))
 
 
+def test_what_other_outputs_have_begun_is_left(ray_cluster: None, tiny_corpus: Path, tmp_path: Path) -> None:
+    others = [tmp_path / f".{name}.0123456789ab.partial" for name in ("emodb[1].v2", "emodb1", "emodb[1].dev")]
+    own = tmp_path / ".emodb[1].ba9876543210.partial"  # of other input
+    for folder in (*others, own):
+        folder.mkdir()
+    prepare(EMODB, tiny_corpus, tmp_path / "emodb[1]")
+    assert sorted(tmp_path.glob(".*.partial")) == sorted(others)
+
+
 def test_killed_and_started_again_gives_the_same_hash(
     tiny_corpus: Path, tiny_data: Path, tmp_path: Path, killable: Callable[..., subprocess.Popen]
 ) -> None:

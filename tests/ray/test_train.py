@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
+import ray.train
 import yaml
 from prepared import kill_when, prepare_without_ray, tiny_settings
 from sklearn.metrics import balanced_accuracy_score
@@ -20,7 +22,9 @@ from sklearn.metrics import balanced_accuracy_score
 from sermll.config import Experiment, with_overrides
 from sermll.corpora import FORMATS
 from sermll.errors import CheckpointError, ConfigError, DataError, ProtocolError, TrainingError
+from sermll.group import Together
 from sermll.labels import apply_labels, label_space
+from sermll.lane_start import cause
 from sermll.report import load, text_table
 from sermll.results import gather
 from sermll.shards import Prepared, Waveforms
@@ -389,3 +393,37 @@ def test_own_recordings_with_votes_train_on_soft_labels_and_a_leak_marks_every_r
     assert "LEAK" in text_table(load(outcome.run_dir)) and "LEAK" in outcome.report.read_text()
     row = histories(outcome.run_dir)[0][0]
     assert 0 < row["loss_kl"] < np.log(2)
+
+
+def test_workers_that_die_while_they_are_joined_are_a_failure_that_ray_train_counts(
+    ray_cluster: None,
+) -> None:
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def do(self, rank: int) -> None:
+            while rank != 1:  # it waits for the other
+                time.sleep(0.1)
+            os._exit(7)
+
+    class Workers:
+        members: ClassVar[list[Any]] = [Worker.remote() for _ in range(2)]
+
+        def __len__(self) -> int:
+            return len(self.members)
+
+        def execute_single(self, rank: int, do: Any) -> str:
+            return "tcp://here"
+
+        def execute_single_async(self, rank: int, do: Any, *arguments: Any) -> Any:
+            return self.members[rank].do.remote(rank)
+
+        def abort(self) -> None:
+            for member in self.members:
+                ray.kill(member)
+            self.members.clear()
+
+    together, workers = Together("gloo"), cast(Any, Workers())
+    with pytest.raises(ray.train.WorkerGroupError) as died:  # counted by max_failures, unlike an actor's death
+        together.backend_cls().on_start(workers, together)
+    assert list(died.value.worker_failures) == [1] and len(workers) == 0
+    assert cause(died.value.worker_failures).startswith("worker 1 failed: ")

@@ -448,6 +448,19 @@ def test_the_key_names_weights_audio_and_settings_but_no_names(
     assert len({key(recipe), *others}) == 1 + len(others)
 
 
+def test_trials_go_on_while_another_search_builds_the_same_bank_under_another_name_of_the_encoder(
+    settings: Settings, prepared: Prepared, wavlm: Path, tmp_path: Path
+) -> None:
+    recipe, fold = recipe_of(settings, 1), fold_of(prepared, "shared", train=range(4))
+    first = Bank.build(tmp_path / "banks", fold, recipe, CPU)
+    moved = recipe.encoder.model_copy(update={"name": str(shutil.copytree(wavlm, tmp_path / "moved"))})
+    second = Bank.build(tmp_path / "banks", fold, replace(recipe, encoder=moved), CPU)
+    assert second.folder == first.folder
+    named = settings(f"model.encoder.name={moved.name}")
+    for bank in (first, second, Bank.open(first.folder)):
+        assert bank.stand_in(settings()).dim == bank.stand_in(named).dim == bank.dim
+
+
 def test_the_estimate_comes_within_two_percent(prepared: Prepared, tmp_path: Path) -> None:
     wide = {"hidden_size": 128, "num_hidden_layers": 1}
     experiment = build_settings(save_wavlm(tmp_path / "wide", **wide), tmp_path)()

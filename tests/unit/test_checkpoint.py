@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sermll.checkpoint import Checkpoint, newest, save
+from sermll.checkpoint import Checkpoint, newest, save, writing
 from sermll.errors import CheckpointError
 
 
@@ -85,6 +85,16 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_fault_told(tmp_path: Path)
     found, faults = newest(tmp_path, "r")
     assert found is not None and found.notes["epoch"] == 1
     assert len(faults) == 1 and "checkpoint_002" in faults[0]
+
+
+def test_two_who_write_the_same_epoch_do_not_mix_their_files_and_failures_leave_nothing(tmp_path: Path) -> None:
+    with writing(tmp_path, 3) as lost, writing(tmp_path, 3) as other:
+        (lost / "a").write_text("by workers that were taken for lost")
+        (other / "b").write_text("by those after them")
+    assert [file.name for file in (tmp_path / "checkpoint_00003").iterdir()] == ["a"]  # the last to end
+    with pytest.raises(FileNotFoundError), writing(tmp_path, 4) as cut:
+        (cut / "missing" / "a").write_text("cut off")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_00003"]
 
 
 def test_nothing_yet_is_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prepared import in_process
 from torch import nn
 
 from sermll import checkpoint, config, loop
-from sermll.errors import StorageError, TrainingError
+from sermll.errors import ConfigError, StorageError, TrainingError
 from sermll.feed import Batch, FoldData
 from sermll.job import FoldJob
 from sermll.loop import (
@@ -196,10 +197,10 @@ def test_the_rule_decides_which_epoch_is_the_result() -> None:
 TIMED = ("train_s", "eval_s", "utterances_per_s", "data_wait_share")
 
 
-def unfinished(settings: Settings, runs: Path) -> tuple[FoldJob, FoldData]:
+def unfinished(settings: Settings, runs: Path, *more: str) -> tuple[FoldJob, FoldData]:
     """Fold 0 with dropout, masks and averaged weights."""
     words = ["fold=0", "optim.batch_size=8", "optim.average=0.9", f"tracking.runs={runs}"]
-    run = Run.of(settings(*words), Designs())
+    run = Run.of(settings(*words, *more), Designs())
     run.open()
     ((job, data),) = run.unfinished
     return job, data
@@ -355,6 +356,32 @@ def test_two_processes_leave_and_go_on_from_what_the_first_has_chosen(settings: 
     assert contents(run("left")) == contents(run("calm"))
 
 
+def one_without_the_encoder(rank: int, folder: str, job: FoldJob, data: FoldData) -> None:
+    """One of two processes that train a fold; the second does not have the encoder's folder."""
+    from sermll.group import _leave
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+    if rank == 1:
+        job.settings["model"]["encoder"]["name"] = f"{folder}/elsewhere"
+    try:
+        train_fold(job, data, in_process, CPU, rank, 2)
+    except ConfigError as error:
+        Path(folder, f"said-{rank}.txt").write_text(str(error))
+    _leave()
+
+
+@pytest.mark.ray
+def test_an_encoder_that_one_machine_lacks_is_named_by_all_workers_at_once(settings: Settings, tmp_path: Path) -> None:
+    words = ["kind=pretrained", f"name={save_wavlm(tmp_path / 'wavlm', seed=0)}"]
+    job, data = unfinished(settings, tmp_path, "model.pool.heads=2", *(f"model.encoder.{word}" for word in words))
+    multiprocessing.spawn(one_without_the_encoder, (str(tmp_path), job, data), nprocs=2)  # type: ignore[attr-defined]
+    said = [(tmp_path / f"said-{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and str(tmp_path / "elsewhere") in said[0]
+
+
 def test_a_disk_that_is_full_is_named_and_nothing_is_lost(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +392,7 @@ def test_a_disk_that_is_full_is_named_and_nothing_is_lost(
     assert len(json.loads((left / "history.json").read_text())) == 1
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", full)
-        with pytest.raises(StorageError, match=r"partial_00001: .*enforce fail.*; make room"):
+        with pytest.raises(StorageError, match=r"partial_00001_\w+: .*enforce fail.*; make room"):
             trained(settings, tmp_path / "left")
     assert contents(trained(settings, tmp_path / "left")) == contents(trained(settings, tmp_path / "calm"))
     assert not list(left.glob("checkpoints/partial_*"))

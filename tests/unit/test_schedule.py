@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from sermll import schedule, storage
 from sermll.board import Board
-from sermll.errors import StorageError, TrainingError
+from sermll.errors import DataError, StorageError, TrainingError
 from sermll.job import FoldJob
 from sermll.schedule import _hold, _missing, _scratch, _slow
 from sermll.storage import reach
@@ -90,6 +91,52 @@ def test_a_lane_that_never_began_is_told_apart() -> None:
     assert not board(1).lose(0, "no module named sermll")
 
 
+def test_late_words_of_workers_whose_lane_has_no_fold_any_more_change_nothing() -> None:
+    work = board(2, retries=0)
+    assert work.take(0, 1) == 0
+    work.lose(0, "worker 0 failed: killed")
+    before = work.state(0, 0)
+    work.end(0, None, [])
+    work.leave(0)
+    work.leave(7)
+    assert work.state(0, 0) == before and before.ended == [(0, "worker 0 failed: killed", [])]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "MemoryError"),
+        (AssertionError(""), "AssertionError"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (OSError("a page\nconnection closed. Some common causes are these"), "connection closed."),
+        (Exception("Traceback (most recent call last):\n  line\nMemoryError\n"), "MemoryError"),
+    ],
+)
+def test_why_workers_were_lost_is_told_by_the_class_of_the_error_and_its_last_line(error: Exception, said: str) -> None:
+    from sermll.lane_start import cause  # loads Ray Train, which other tests here do without
+
+    assert cause({1: error}) == f"worker 1 failed: {said}"
+
+
+def test_a_worker_that_alone_cannot_have_its_batches_ends_the_fold_and_then_the_lanes_workers() -> None:
+    from sermll.lane import or_end
+
+    work, given = board(2), iter([1, 2])
+
+    def batches(*arguments: Any) -> Any:
+        yield from given
+        raise DataError(f"shards/00000.arrow: cannot be read by worker {arguments[3]}")
+
+    assert work.take(0, 2) == 0
+    feed: Any = None
+    taken: Iterator[Any] = or_end(batches, lambda why: work.end(0, why, []))(feed, 0, 9, 1, 2)
+    assert [next(taken), next(taken)] == [1, 2]
+    with pytest.raises(RuntimeError, match=r"00000\.arrow"):  # no SermllError: those are told by all workers together
+        next(taken)
+    assert work.lose(0, "worker 1 failed: RuntimeError") and work.take(0, 2) == 1
+    assert work.state(0, 0).ended == [(0, "shards/00000.arrow: cannot be read by worker 1", [])]
+
+
 def test_a_fold_is_trained_by_one_command_at_a_time(tmp_path: Path) -> None:
     job = FoldJob("x/fold-0", "fold 0", {}, 0, str(tmp_path / "fold-0"))
     with ExitStack() as first:
@@ -130,6 +177,15 @@ def test_commands_have_folders_of_their_own_for_ray_and_those_of_killed_ones_go(
         with _scratch(tmp_path) as second:
             assert second != first and first.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_commands_whose_locks_cannot_be_opened_are_passed_over(tmp_path: Path) -> None:
+    theirs = tmp_path / ".lanes-0"
+    theirs.mkdir()
+    theirs.with_suffix(".lock").mkdir()  # as a colleague's is to anybody but root
+    with _scratch(tmp_path) as own:
+        assert own != theirs
+    assert theirs.exists()
 
 
 def test_locks_beyond_the_soft_limit_of_open_files_are_allowed_and_beyond_the_hard_one_are_named() -> None:

@@ -154,6 +154,19 @@ def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monke
         pass
 
 
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(StorageError, match=r"/x: cannot be opened \(Is a directory\)"), storage.locked(tmp_path / "x"):
+        pass
+
+    def deny(*arguments: object) -> None:  # root, as whom tests may run, is denied nothing
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", deny)
+    with pytest.raises(StorageError, match=r"/y: .*Permission denied.* give a"), storage.locked(tmp_path / "y"):
+        pass
+
+
 def test_a_cache_that_somebody_else_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(storage.CACHE, str(tmp_path / "cache"))
     place("s3://lab/x")

@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from sermll import trials
 from sermll.errors import CheckpointError, ConfigError, DataError, StorageError, TrainingError
 from sermll.job import FoldJob
-from sermll.trials import of_the_trial, out_of_memory
+from sermll.trials import ENDS_SEARCH, _work, of_the_trial, out_of_memory
 
 
 def test_memory_that_ran_out_is_told_from_other_errors() -> None:
@@ -53,3 +53,21 @@ def test_what_a_trial_chose_is_told_from_what_no_other_is_spared() -> None:
         assert not of_the_trial(error, 5)
     assert not of_the_trial(RuntimeError("CUDA error: device-side assert triggered"), 5)
     assert not of_the_trial(OSError("no space left on device"), 5)
+
+
+def test_a_feature_bank_that_a_worker_cannot_open_is_named_and_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray import tune
+
+    told: list[Any] = []
+    monkeypatch.setattr(ray, "get", lambda given: given)
+    monkeypatch.setattr(tune, "report", told.append)
+    job = FoldJob("x/trial-5", "trial 5, fold 0", {}, 0, str(tmp_path / "trial-5"))
+    desk = SimpleNamespace(begin=SimpleNamespace(remote=lambda number: [job]))
+    (tmp_path / "search.json").touch()
+    bank = tmp_path / "feature-banks" / "1234"
+    _work({"number": 5}, desk, tmp_path / "search.json", [], bank)
+    (said,) = told
+    assert said[ENDS_SEARCH] and said["note"].startswith(f"trial 5, fold 0: {bank / 'bank.json'}")
