@@ -85,8 +85,12 @@ class Predictor:
         chosen = [result for result in results if fold is None or result["fold"] == fold]
         if not chosen:
             finished = ", ".join(str(result["fold"]) for result in results) or "none"
-            wanted = "no fold is finished" if fold is None else f"fold {fold} is not finished"
-            raise DataError(f"{run_dir}: {wanted} (finished: {finished})")
+            if fold is None:
+                missing = "an ensemble has no models; give one of its members"
+                raise DataError(
+                    f"{run_dir}: {missing if 'members' in run else 'no fold is finished; go on with `sermll train`'}"
+                )
+            raise DataError(f"{run_dir}: fold {fold} is not finished (finished: {finished})")
         classes = tuple(run["data"]["classes"])
         trim_db, untold = _trim_db(run["data"], like)
         systems = []

@@ -10,12 +10,13 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from sermll.storage import address, fetch, locked, origin, place, sqlite
 
 RETRY_S = 60.0
 SYNC_S = 5.0
+SERVER_ENDS_S = 5.0
+"""How long a server that shows results may take to end."""
 """Epochs are sent together: what is shorter than this would cost the training beside it more than it tells."""
 SHARE = 0.2
 """Of the driver's time, what sending may take while folds are trained."""
@@ -531,7 +534,8 @@ class Tracker(_Sender):
         }
         self._log(parent, {f"{done} folds, {now}": values | {"folds": done}}, {f"{done} folds, {now}": done})
         for name in ("config.yaml", "run.json", "metrics.json", "predictions.parquet", "predictions_last.parquet"):
-            self._client.log_artifact(parent["run"], str(self._folder / name))
+            if (self._folder / name).exists():  # an ensemble has no last epoch
+                self._client.log_artifact(parent["run"], str(self._folder / name))
         if (self._folder / "report").is_dir():  # a campaign has one page for all its runs
             self._client.log_artifacts(parent["run"], str(self._folder / "report"), "report")
         if summary["complete"]:
@@ -599,6 +603,18 @@ def stored(runs: Path) -> str:
 
 
 def serve(uri: str, port: int) -> int:
-    """Show a store in a browser, until the user interrupts; returns the server's exit status."""
+    """Show a store in a browser, until the user interrupts; returns the server's exit status, 0 if interrupted."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
-    return subprocess.call(command)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A group of its own, since the server leaves processes behind when it alone is told to end.
+    server = subprocess.Popen(command, start_new_session=True)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(SERVER_ENDS_S)
+            os.killpg(server.pid, signal.SIGKILL)

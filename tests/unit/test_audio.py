@@ -103,8 +103,8 @@ def write_bad(path: Path, kind: str) -> None:
     ("kind", "reason"),
     [
         ("text", "corrupt"),
-        ("zero bytes", "corrupt"),
-        ("missing", "corrupt"),
+        ("zero bytes", "empty"),
+        ("missing", "missing"),
         ("truncated", "corrupt"),
         ("no samples", "empty"),
         ("silent", "silent"),

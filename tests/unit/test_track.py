@@ -1,6 +1,9 @@
 """What MLflow is sent again because an answer was lost; who is not asked again; passwords. SQLite is the server."""
 
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -204,3 +207,26 @@ def test_what_is_no_result_is_named(tmp_path: Path) -> None:
 )
 def test_passwords_are_not_shown(url: str, shown: str) -> None:
     assert without_password(url) == shown
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_leaves_no_process_behind(tmp_path: Path, told: signal.Signals) -> None:
+    server = tmp_path / "server"
+    server.write_text(f"#!/bin/sh\ncd {tmp_path}\nsleep 1000 &\necho $! > partial\nmv partial pid\nwait\n")
+    server.chmod(0o755)
+    script = (
+        f"import sys\nfrom sermll.track import serve\nsys.executable = {str(server)!r}\n"
+        "sys.exit(serve('sqlite:///x', 1))"
+    )
+    shown = subprocess.Popen([sys.executable, "-c", script])
+    pid = tmp_path / "pid"
+    while not pid.exists():
+        assert shown.poll() is None
+        time.sleep(0.05)
+    shown.send_signal(told)
+    assert shown.wait(20) == (0 if told == signal.SIGINT else 128 + signal.SIGTERM)
+    child = int(pid.read_text())
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
