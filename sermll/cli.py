@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("data", type=_place, metavar="DATA", help="folder written by `sermll prepare`")
     audit.add_argument("protocol", nargs="?", default="default", help="fold list or file, as protocol.folds (default)")
     audit.add_argument("--labels", default="default", help="label space, as data.labels")
-    audit.add_argument("--out", type=_place, help="folder for the page; default: audit-<corpus>")
+    audit.add_argument(
+        "--out", type=_place, help="folder for the page; default: audit-<data>, with the protocol if given"
+    )
 
     train = _verb(
         verbs,
@@ -441,8 +443,10 @@ def _audit(options: argparse.Namespace) -> int:
     from sermll.audit_page import build
     from sermll.config import parse_value
 
-    found = audit(options.data, options.protocol, parse_value("--labels", options.labels))
-    page = build(found, options.out or place(f"audit-{found.design.prepared.corpus}"))
+    protocol = options.protocol.removeprefix("protocol.folds=")  # as our own messages call it
+    found = audit(options.data, protocol, parse_value("--labels", options.labels))
+    name = options.data.name if protocol == "default" else f"{options.data.name}-{Path(protocol).stem}"
+    page = build(found, options.out or place(f"audit-{name}"))
     print(text(found))
     print(f"page     {page}")
     if options.json:
@@ -456,7 +460,7 @@ def _audit(options: argparse.Namespace) -> int:
             str(file) if file.is_file() else "EXPERIMENT.yaml",
             f"data.path={address(options.data)}",
         ]
-        words += [f"protocol.folds={options.protocol}"] if options.protocol != "default" else []
+        words += [f"protocol.folds={protocol}"] if protocol != "default" else []
         words += [f"data.labels={options.labels}"] if options.labels != "default" else []
         print(f"next: {' '.join(words)}")
     return 0

@@ -141,7 +141,7 @@ def _trial(study: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _claim(search: Search) -> None:
     """Refuse a folder that holds another search."""
     mark = search.mark
-    with locked(search.folder / "final.lock"):
+    with locked(search.folder / "claim.lock"):  # not the final one, which is held for as long as final runs train
         now = {inner.folder.name: search.fingerprint(inner) for inner in search.studies}
         fetch(mark)
         held = read_json(mark) if mark.exists() else {}

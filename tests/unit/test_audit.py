@@ -149,3 +149,20 @@ def test_a_class_nobody_is_tested_on_is_told(tiny_corpus: Path, tmp_path: Path) 
 def test_every_known_corpus_can_be_audited_by_its_default_protocol() -> None:
     for corpus in CORPORA.values():
         assert corpus.default_folds in {*corpus.folds, "speaker", "session"}
+
+
+def test_the_next_command_trains_on_what_was_audited_and_pages_do_not_replace_each_other(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], undrawn: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", str(tiny_data)]) == 0
+    assert f"next: sermll train EXPERIMENT.yaml data.path={tiny_data}\n" in capsys.readouterr().out
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "emodb.yaml").touch()
+    assert main(["audit", str(tiny_data), "protocol.folds=speaker", "--labels", "4class"]) == 0
+    wanted = (
+        f"next: sermll train experiments/emodb.yaml data.path={tiny_data} protocol.folds=speaker data.labels=4class"
+    )
+    assert wanted in capsys.readouterr().out
+    name = tiny_data.name
+    assert {path.parent.name for path in tmp_path.glob("*/index.html")} == {f"audit-{name}", f"audit-{name}-speaker"}
