@@ -605,7 +605,7 @@ def stored(runs: Path) -> str:
 def serve(uri: str, port: int) -> int:
     """Show a store in a browser, until the user interrupts; returns the server's exit status, 0 if interrupted."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A group of its own, since the server leaves processes behind when it alone is told to end.
     server = subprocess.Popen(command, start_new_session=True)
     try:
@@ -618,3 +618,4 @@ def serve(uri: str, port: int) -> int:
             with suppress(subprocess.TimeoutExpired):
                 server.wait(SERVER_ENDS_S)
             os.killpg(server.pid, signal.SIGKILL)
+        signal.signal(signal.SIGTERM, before)

@@ -122,7 +122,13 @@ def test_ui_shows_the_store_of_the_runs_and_says_where(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     called: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "call", lambda command: called.append(command) or 0)
+    start = subprocess.Popen
+
+    def started(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        called.append(command)
+        return start(["true"], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", started)
     assert main(["ui", "--runs", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "no results were tracked here yet" in shown.err and shown.out == "" and called == []
