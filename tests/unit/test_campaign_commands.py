@@ -124,7 +124,7 @@ def test_ui_shows_the_store_of_the_runs_and_says_where(
     called: list[list[str]] = []
     start = subprocess.Popen
 
-    def started(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    def started(command: list[str], **options: Any) -> Any:
         called.append(command)
         return start(["true"], **options)
 
