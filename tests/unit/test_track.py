@@ -214,8 +214,9 @@ def test_a_server_leaves_no_process_behind(tmp_path: Path, told: signal.Signals)
     server = tmp_path / "server"
     server.write_text(f"#!/bin/sh\ncd {tmp_path}\nsleep 1000 &\necho $! > partial\nmv partial pid\nwait\n")
     server.chmod(0o755)
-    script = (
-        f"import sys\nfrom sermll.track import serve\nsys.executable = {str(server)!r}\n"
+    script = (  # what is started in the background has SIGINT ignored
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from sermll.track import serve\nsys.executable = {str(server)!r}\n"
         "sys.exit(serve('sqlite:///x', 1))"
     )
     shown = subprocess.Popen([sys.executable, "-c", script])
