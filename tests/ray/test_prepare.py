@@ -76,7 +76,7 @@ def test_bad_files_are_listed_and_the_rest_is_prepared(ray_cluster: None, tmp_pa
         "03a07Aa": "corrupt",
         "03a07Ea": "long",
         "03a07Wa": "corrupt",
-        "03a07Fa": "corrupt",
+        "03a07Fa": "empty",
         "03a07Ta": "silent",
         "03a07Na": "nan",
         "03a07La": "short",
