@@ -1,7 +1,7 @@
 """The command line: each verb calls one function, prints what came of it and what to do next.
 
 Results go to standard output, progress and errors to standard error. With --json the last line of standard output is
-one JSON value, whose form the README documents.
+one JSON value, whose form docs/programs.md documents.
 """
 
 import argparse

@@ -31,6 +31,7 @@ VERBS = (
 )
 VERBS += ("predict", "track", "ui")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 KEYS = {"axes": "run", "corpora": "matrix", "space": "search"}
@@ -99,7 +100,8 @@ def test_corpora_are_named_as_they_are_registered() -> None:
 def test_the_readme_knows_the_targets_the_verbs_and_the_corpora() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)\b", README)) <= targets
+    for page in PAGES:
+        assert set(re.findall(r"\bmake ([a-z-]+)\b", page.read_text(encoding="utf-8"))) <= targets, page
     assert {"demo", "test"} <= set(re.findall(r"\bmake ([a-z-]+)\b", README))
     for verb in VERBS:
         assert f"sermll {verb}" in README
@@ -107,7 +109,12 @@ def test_the_readme_knows_the_targets_the_verbs_and_the_corpora() -> None:
         assert f"`{name}`" in README or f"prepare {name}" in README
 
 
-def test_pictures_and_files_that_the_readme_shows_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_and_files_that_a_page_shows_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            assert (page.parent / target).exists(), target
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    assert {page.name for page in PAGES if page.parent.name == "docs"} <= set(re.findall(r"\]\(docs/([^)#]+)\)", README))
