@@ -5,7 +5,7 @@ finished are skipped, interrupted ones go on, whoever began them: a run is named
 A campaign's name stands for its cells: it may grow by more of them, and is refused others.
 
     runs/campaign-<name>/
-      campaign.json          the cells: labels, overrides, run folder, failures
+      campaign.json          the cells: labels, overrides, run folder
       report/                one page, pictures, the table as CSV, Markdown and LaTeX
       predictions/           all cells' predictions on test speakers, one Parquet data set
 """
@@ -269,7 +269,6 @@ class Plan:
                     "run_dir": address(run.folder),
                     "run_id": run.id,
                     "folds": [job.fold for job, _ in run.jobs],
-                    "failed": {},
                 }
                 for cell, run in zip(self.campaign.cells, self.runs, strict=True)
             ],
@@ -357,8 +356,7 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], tuple[Any, Path]]) 
         plan.check_table()  # again: another command may have ended since
         for run in plan.runs:
             run.open()
-        description = plan.describe()
-        write_json(campaign.folder / "campaign.json", description)
+        write_json(campaign.folder / "campaign.json", plan.describe())
         cells = zip(campaign.cells, plan.runs, strict=True)
         tracker = CampaignTracker.of(
             campaign.folder, ((cell.experiment, run.folder, cell.run_labels) for cell, run in cells)
@@ -375,10 +373,6 @@ def run_campaign(campaign: Campaign, build: Callable[[Path], tuple[Any, Path]]) 
                 with suppress(SermllError, OSError):  # what is told is why training came to an end
                     count(campaign.folder, build)
                 raise
-        for cell, run in zip(description["cells"], plan.runs, strict=True):
-            folds = {job.fold: why for job, why in failures.items() if Path(job.folder).parent == run.folder}
-            cell["failed"] = {str(fold): why.splitlines()[0] for fold, why in folds.items() if fold in cell["folds"]}
-        write_json(campaign.folder / "campaign.json", description)
         found, page = count(campaign.folder, build)
         told = tuple(f"{job.title}: {why.splitlines()[0]}" for job, why in failures.items())
         return Outcome(campaign.folder, found, page, len(plan.runs), sum(plan.done), told, tracker.finish())

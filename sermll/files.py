@@ -17,6 +17,8 @@ LOCK = ".driver"
 """In the folder of a fold or campaign: held by the command that works on it."""
 CHECKPOINTS = "checkpoints"
 """Folder in a fold's folder."""
+FAILED = "failed.json"
+"""In the folder of a fold that could not be trained: why. A command that begins it again removes it."""
 FRESH_S = 10.0
 """What was read from object storage this long ago need not be read again by whoever only shows it."""
 
@@ -80,3 +82,16 @@ def read_yaml(path: Path) -> Any:  # anything YAML holds
     """
     with naming(path):
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+
+
+def failure(fold_dir: Path) -> str | None:
+    """The first line of why a fold could not be trained; None if it could, or was not tried.
+
+    Raises:
+        DataError: the file that tells is damaged.
+    """
+    path = fold_dir / FAILED
+    if (fold_dir / "result.json").exists() or not path.exists():
+        return None
+    with naming(path):
+        return read_json(path)["why"].splitlines()[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sermll.files import CHECKPOINTS, LOCK, read_json
+from sermll.files import CHECKPOINTS, FAILED, LOCK, read_json
 from sermll.storage import fetch
 
 LOOK_AGAIN_S = 5.0
@@ -37,6 +37,11 @@ class FoldJob:
     def checkpoints(self) -> Path:
         """Folder of the fold's checkpoints."""
         return Path(self.folder) / CHECKPOINTS
+
+    @property
+    def failed(self) -> Path:
+        """Says why it could not be trained, if it could not; see `files.failure`."""
+        return Path(self.folder) / FAILED
 
     @property
     def finished(self) -> bool:

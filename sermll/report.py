@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from sermll import metrics, page, pictures
 from sermll.config import flatten
 from sermll.errors import DataError
-from sermll.files import FRESH_S, fetch_run, naming, read_json, read_yaml
+from sermll.files import FRESH_S, failure, fetch_run, naming, read_json, read_yaml
 from sermll.storage import address, send
 from sermll.tables import cut, leak_notices, percent, with_interval
 
@@ -101,6 +102,8 @@ class Run:
     """For each fold that was started, its curves [epochs]; NaN where a value is missing or not finite."""
     results: Mapping[int, Json]
     """For each finished fold, its epochs and chosen epoch, and its scores once metrics.json is written."""
+    failures: Mapping[int, str]
+    """For each fold that could not be trained, why."""
     predictions: Predictions | None
     warnings: tuple[str, ...]
     """What a reader must know before trusting the numbers, one sentence each."""
@@ -124,10 +127,15 @@ class Run:
     def progress(self) -> str:
         """How many folds are finished, and which of them the scores are of."""
         finished = f"{len(self.results)} of {page.count(self.folds, 'fold')} finished"
+        finished += f", {len(self.failures)} failed" if self.failures else ""
         scored = [str(fold["fold"]) for fold in self.scores["folds"]] if self.scores else []
         if self.complete or not scored:
             return finished + ("" if scored else ", no scores yet")
         return f"{finished}; the scores are of fold {', '.join(scored)} alone"
+
+    def reached(self, fold: int) -> int:
+        """How many epochs a fold has behind it."""
+        return len(self.histories[fold]["loss"]) if fold in self.histories else 0
 
     def confusion(self) -> NDArray[np.int64] | None:
         """[C, C] test utterances summed over the scored folds, true class by recognised class."""
@@ -167,6 +175,7 @@ def load(path: Path) -> Run:
 
     histories: dict[int, Mapping[str, NDArray[np.float64]]] = {}
     results: dict[int, Json] = {}
+    failures: dict[int, str] = {}
     for number in numbers:
         history, result = path / f"fold-{number}" / "history.json", path / f"fold-{number}" / "result.json"
         if history.is_file():
@@ -175,6 +184,8 @@ def load(path: Path) -> Run:
             warnings += _gaps(number, histories[number])
         if result.is_file():
             results[number] = _read_json(result, dict)
+        if (why := failure(path / f"fold-{number}")) is not None:
+            failures[number] = why
     scores = _read_json(path / "metrics.json", dict) if (path / "metrics.json").is_file() else None
     if scores is not None:
         with naming(path / "metrics.json"):
@@ -188,7 +199,8 @@ def load(path: Path) -> Run:
     if predictions is not None and not np.isfinite(predictions.embeddings).all():
         count = int((~np.isfinite(predictions.embeddings)).any(axis=1).sum())
         warnings.append(f"{count} embeddings are not finite; they are left out of the map.")
-    return Run(path, facts, settings, scores, histories, dict(sorted(results.items())), predictions, tuple(warnings))
+    results = dict(sorted(results.items()))
+    return Run(path, facts, settings, scores, histories, results, failures, predictions, tuple(warnings))
 
 
 def _read_json(path: Path, kind: type[_T]) -> _T:
@@ -269,14 +281,16 @@ def text_table(run: Run) -> str:
         number = fold["fold"]
         result = run.results.get(number)
         if result is None:
-            reached = len(run.histories[number]["loss"]) if number in run.histories else 0
-            lines.append(f"{number:<6}" + (f"not finished, {reached} epochs so far" if reached else "not started"))
+            reached = page.count(range(run.reached(number)), "epoch")
+            lines.append(f"{number:<6}{_state(run, number)}" + (f", {reached} so far" if run.reached(number) else ""))
             continue
         scores = [percent(result.get(name)) for name in _SCORES]
         epoch = f"{_epoch(result.get('best_epoch'))} of {result['epochs']}" if "epochs" in result else "—"
         minutes = _minutes(result)
         row = f"{number:<6}{scores[0]:>6}{scores[1]:>8}{scores[2]:>10}{epoch:>12}{minutes:>10}  "
         lines.append(row + " ".join(_tested(fold)))
+    for number, why in run.failures.items():
+        lines += ["", *wrap(f"fold {number} failed: {why}", 100, subsequent_indent="  ")]
     if run.scores and run.scores.get("selected"):
         lines += ["", f"{'mean of folds':<24}" + "".join(f"{name:<22}" for name in _SCORES.values()).rstrip()]
         for key, title in _epochs(run).items():
@@ -500,8 +514,7 @@ def _score_tables(run: Run) -> Iterator[page.Html]:
         number, result = fold["fold"], run.results.get(fold["fold"])
         who = ", ".join(_tested(fold))
         if result is None:
-            reached = len(run.histories[number]["loss"]) if number in run.histories else 0
-            rows.append((number, "—", "—", "not finished", reached, "—", who))
+            rows.append((number, "—", "—", _state(run, number), run.reached(number), "—", who))
         else:
             score = (percent(result.get("ua")), percent(result.get("wa")))
             epochs = (_epoch(result.get("best_epoch")), result.get("epochs", "—"))
@@ -511,6 +524,15 @@ def _score_tables(run: Run) -> Iterator[page.Html]:
         rows,
         words=(0, 6),
     )
+    for number, why in run.failures.items():
+        yield page.tag("p", f"Fold {number} failed: {why}", class_="notice")
+
+
+def _state(run: Run, fold: int) -> str:
+    """What there is to say of a fold that is not finished."""
+    if fold in run.failures:
+        return "failed"
+    return "not finished" if run.reached(fold) else "not started"
 
 
 def _tested(fold: Json) -> list[str]:

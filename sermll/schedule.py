@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +25,7 @@ from sermll.cluster import here, room, share, spilled_bytes, summoned
 from sermll.config import Resources
 from sermll.errors import ConfigError, StorageError, TrainingError
 from sermll.feed import FoldData
+from sermll.files import write_json
 from sermll.job import FoldJob
 from sermll.progress import Progress
 from sermll.storage import address, locked, machine, names, origin, remove
@@ -187,6 +188,8 @@ def _train_group(
     opened, ended, heard, looked_at = 0, 0, 0, time.monotonic()
 
     def advance(number: int) -> None:
+        if jobs[number].failed.exists():  # an earlier time
+            remove(jobs[number].failed)
         size = jobs[number].history_bytes
         if sizes.get(number) == size:  # it grows with every epoch, and reading it takes a hundred times as long
             return
@@ -220,6 +223,8 @@ def _train_group(
                 error = error or _missing(jobs[number])
                 if error is not None:
                     failures[jobs[number]] = error
+                    with suppress(OSError, StorageError):  # which may be why it failed
+                        write_json(jobs[number].failed, {"why": error})
                     progress.say(f"{jobs[number].title} failed: {error.splitlines()[0]}")
             ended += len(news)
             done = [jobs[number] for number, *_ in news if jobs[number] not in failures]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sermll import compare, metrics, results
 from sermll.errors import DataError
-from sermll.files import FRESH_S, fetch_run, naming, read_json
+from sermll.files import FRESH_S, failure, fetch_run, naming, read_json
 from sermll.storage import fetch, place
 
 Json = dict[str, Any]
@@ -329,12 +329,10 @@ def cost(cell: Json) -> Cost:
 
 def failures(cell: Json) -> list[str]:
     """Fold and the first line of why, for the folds of a cell that failed; one that was trained later did not."""
-    done = finished(cell)
-    return [
-        f"fold {fold}: {why.splitlines()[0] if why else 'no reason told'}"
-        for fold, why in cell["failed"].items()
-        if int(fold) not in done
-    ]
+    run = place(cell["run_dir"])
+    fetch_run(run, max_age_s=FRESH_S)
+    told = {fold: failure(run / f"fold-{fold}") for fold in cell["folds"]}
+    return [f"fold {fold}: {why}" for fold, why in told.items() if why is not None]
 
 
 def _grouped(rows: Sequence[Row]) -> list[list[Row]]:

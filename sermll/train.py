@@ -10,7 +10,8 @@
       fold-0/                history.json, result.json, predictions, checkpoints/
       report/                pictures and index.html
 
-A fold with a result.json is finished and is not trained again; one without goes on from its newest checkpoint.
+A fold with a result.json is finished and is not trained again; one without goes on from its newest checkpoint. Why a
+fold could not be trained is in its failed.json until it is tried again.
 """
 
 from contextlib import suppress
@@ -29,7 +30,7 @@ from sermll.feed import FoldData
 from sermll.files import fetch_run, whole, write_json
 from sermll.job import FoldJob
 from sermll.protocol import Fold, Folds, check_dev
-from sermll.results import gather
+from sermll.results import finished_folds, gather
 from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.storage import names, place
@@ -69,7 +70,10 @@ def train(experiment: Experiment) -> Outcome:
             failures = train_jobs(run.unfinished, title, run.folder, lambda *_: tracker.sync())
         if failures:
             with suppress(SermllError, OSError):  # what is told is why folds are missing
-                _count(run.folder, tracker)
+                if finished_folds(run.folder):
+                    _count(run.folder, tracker)
+                else:
+                    report.build([run.folder], run.folder / "report")
             told = [f"{job.title}: {why}" for job, why in failures.items()]
             raise TrainingError("\n".join([*told, "The other folds are kept; the same command goes on from here"]))
     return _count(run.folder, tracker)

@@ -168,7 +168,7 @@ def write_campaign(
     folder: Path,
     axes: Mapping[str, Sequence[str]],
     settings: Callable[[dict[str, str]], dict[str, Any] | None],
-    failed: Mapping[str, str] | None = None,
+    failed: Mapping[int, str] | None = None,
 ) -> Path:
     """A campaign in `folder`/campaign-demo: a run for each cell, with what `settings` says of its labels.
 
@@ -176,7 +176,7 @@ def write_campaign(
         folder: of the runs.
         axes: names of the values of each axis.
         settings: arguments of `write_run` for a cell's labels; None: the run has not begun.
-        failed: for every cell, folds and why they failed.
+        failed: for every cell whose run has begun, folds and why they failed.
     """
     cells, runs = [], {}
     for values in itertools.product(*axes.values()):
@@ -187,6 +187,8 @@ def write_campaign(
         asked = settings(labels)
         if asked is not None and not begun:
             write_run(run, **asked)
+            for fold, why in (failed or {}).items():
+                fail(run, fold, why)
         every = list(range(len((asked or {}).get("groups", range(3)))))
         cells.append(
             {
@@ -195,7 +197,6 @@ def write_campaign(
                 "run_dir": str(run),
                 "run_id": run.name[-12:],
                 "folds": [int(labels["fold"])] if "fold" in labels else every,
-                "failed": dict(failed or {}),
             }
         )
     campaign = folder / "campaign-demo"
@@ -272,6 +273,12 @@ class Page(HTMLParser):
         """The SVG files that the page holds."""
         sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
         return [base64.b64decode(source.removeprefix("data:image/svg+xml;base64,")) for source in sources]
+
+
+def fail(run: Path, fold: int, why: str) -> None:
+    """Say of a fold that it could not be trained."""
+    (run / f"fold-{fold}").mkdir(exist_ok=True)
+    (run / f"fold-{fold}" / "failed.json").write_text(json.dumps({"why": why}), encoding="utf-8")
 
 
 def change(path: Path, **values: Any) -> None:

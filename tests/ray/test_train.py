@@ -187,11 +187,24 @@ def test_a_damaged_newest_checkpoint_is_passed_over(ray_cluster: None, settings:
     assert histories(outcome.run_dir) == histories(whole.run_dir)
 
 
-def test_nan_stops_the_fold_and_names_the_utterances(
-    ray_cluster: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_stops_the_fold_names_the_utterances_and_the_page_says_so(ray_cluster: None, settings: Settings) -> None:
     with pytest.raises(TrainingError, match=r"fold 0: epoch 1, batch \d+: .*nan.* The batch holds \d\d"):
         train(settings("fold=0", "optim.lr=1e30", "optim.clip_norm=1e30"))
+    (page,) = Path(settings().tracking.runs).glob("*/report/index.html")
+    assert "Fold 0 failed: epoch 1, batch" in page.read_text()
+
+
+def test_a_fold_that_failed_says_so_until_it_is_tried_again(ray_cluster: None, settings: Settings) -> None:
+    done = train(settings("fold=1")).run_dir
+    (done / "fold-0").mkdir()
+    (done / "fold-0" / "checkpoints").write_text("a file where a folder belongs")
+    with pytest.raises(TrainingError, match="Not a directory"):
+        train(settings("fold=0"))
+    assert "Not a directory" in load(done).failures[0]
+    assert "Fold 0 failed" in (done / "report" / "index.html").read_text()
+    (done / "fold-0" / "checkpoints").unlink()
+    train(settings("fold=0"))
+    assert not (done / "fold-0" / "failed.json").exists() and not load(done).failures
 
 
 @pytest.mark.parametrize(

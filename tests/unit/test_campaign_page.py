@@ -106,7 +106,7 @@ def test_what_is_missing_or_failed_is_said(tmp_path: Path, undrawn: None) -> Non
         tmp_path,
         axes,
         lambda labels: settings(labels, finished=done[labels["variant"]]),
-        failed={"2": "TrainingError: x"},
+        failed={2: "TrainingError: x"},
     )
     page, told = Page(build(campaign)[1]), text(tally(campaign))
     for said in (page.text, told):

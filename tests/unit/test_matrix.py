@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from sermll import campaign, matrix
 from sermll.campaign import count, run_campaign
-from sermll.files import read_json
+from sermll.files import read_json, write_json
 
 CORPORA = {"a+b": ("cross", "calm"), "c": ("furious", "calm"), "d": ("cross", "calm")}
 """Names and labels of three corpora; one name has in it what joins others."""
@@ -134,6 +134,8 @@ def test_a_matrix_that_is_not_finished_is_shown_as_far_as_it_is(
     def half(work: Any, *words: Any) -> dict[Any, str]:
         members = [pair for pair in work if not pair[0].title.startswith(matrix.WITHIN)]
         train_jobs(members, *words)
+        work[0][0].failed.parent.mkdir()
+        write_json(work[0][0].failed, {"why": "loss is not finite\nand more"})
         return {work[0][0]: "loss is not finite\nand more"}
 
     monkeypatch.setattr(campaign, "train_jobs", half)

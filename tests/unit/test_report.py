@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from answers import gathered
 from matplotlib.figure import Figure
-from runs import Page, change, write_run
+from runs import Page, change, fail, write_run
 from sklearn.decomposition import PCA
 from sklearn.metrics import balanced_accuracy_score
 
 from sermll import metrics, pictures, report
 from sermll.corpora import CORPORA
 from sermll.errors import DataError
-from sermll.files import read_json
+from sermll.files import read_json, write_json
 
 RAVDESS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 
@@ -135,6 +135,19 @@ def test_unfinished_runs_say_so(tmp_path: Path, quick: None) -> None:
     assert len(page.images) == 2
     assert sorted(files(out)) == ["curves.png", "index.html", "mine.png"]
     assert "not finished, 2 epochs so far" in report.text_table(report.load(begun))
+
+    fail(begun, 0, "epoch 3, batch 2: loss is nan\n" + "a long story " * 20)
+    fail(begun, 1, "worker 0 failed: " + "killed by the system " * 6)
+    told = report.text_table(report.load(begun))
+    assert "0 of 3 folds finished, 2 failed, no scores yet" in told
+    assert "\n0     failed, 2 epochs so far\n1     failed\n2     not started\n" in told
+    assert "\nfold 0 failed: epoch 3, batch 2: loss is nan\n" in told and "a long story" not in told
+    assert told.count("killed by the system") == 6 and max(map(len, told.splitlines())) <= 100
+    page = Page(report.build([begun], out)).text
+    assert "Fold 0 failed: epoch 3, batch 2: loss is nan" in page and "not started" in page
+    write_json(begun / "fold-0" / "result.json", {"fold": 0, "epochs": 5, "best_epoch": 2})  # it was tried again
+    assert list(report.load(begun).failures) == [1]
+    (begun / "fold-0" / "result.json").unlink()
 
     # Nothing is left of the first fold either: the run has just been started.
     (begun / "fold-0" / "history.json").write_text("[]")

@@ -197,7 +197,7 @@ def test_only_folds_finished_with_every_seed_count(tmp_path: Path) -> None:
         tmp_path,
         {"variant": tuple(SKILL), "seed": ("0", "1")},
         lambda labels: settings(labels, finished=done[labels["variant"], labels["seed"]]),
-        failed={"2": "TrainingError: loss is not finite\nlong story"},
+        failed={2: "TrainingError: loss is not finite\nlong story"},
     )
     base, better, same = tally(campaign).groups[0].rows
     assert [(row.folds, row.finished) for row in (base, better, same)] == [((0, 1), 5), ((0,), 4), ((), 3)]
