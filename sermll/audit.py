@@ -26,6 +26,12 @@ LEVEL_RANGE_DB = 6.0
 """Between the medians of the loudest and the softest class; from here on loudness alone tells classes apart."""
 SHOWN = 8
 """Members of a finding that are named; `--json` and the page have all of them."""
+_ONE_CLASS = {
+    "train": "it cannot be learned",
+    "dev": "it tells no epoch from another",
+    "test": "who always says so is right",
+}
+"""What it means for a split."""
 
 
 @dataclass(frozen=True)
@@ -214,18 +220,26 @@ def _texts(design: Design) -> Iterator[Warn]:
 
 def _balance(design: Design) -> Iterator[Warn]:
     labels, classes = design.labelled.labels, design.classes
+    total = np.bincount(labels[design.labelled.kept], minlength=len(classes))
+    if np.count_nonzero(total) == 1:
+        only = classes[int(total.argmax())]
+        yield Warn("balance", f"every utterance is {only}: no class can be told from another", (only,))
+        return
     for fold in design.folds.folds:
         for split in SPLITS:
             counts = np.bincount(labels[fold.rows[split]], minlength=len(classes))
-            absent = tuple(name for name, count in zip(classes, counts, strict=True) if count == 0)
-            if absent:
+            present = tuple(name for name, count in zip(classes, counts, strict=True) if count)
+            absent = tuple(name for name in classes if name not in present)
+            if len(present) == 1:
+                told = f"fold {fold.index}: every {split} utterance is {present[0]}: {_ONE_CLASS[split]}"
+                yield Warn("balance", told, present)
+            elif absent:
                 yield Warn("balance", f"fold {fold.index}: no {split} utterance of {', '.join(absent)}", absent)
     kept = design.labelled.kept
     speakers = np.array(design.prepared.table["speaker"].to_pylist())
     single = tuple(name for name in sorted(set(speakers[kept])) if len(set(labels[kept & (speakers == name)])) == 1)
     if single:
         yield Warn("balance", f"{len(single)} speakers have utterances of one class only", single)
-    total = np.bincount(labels[kept], minlength=len(classes))
     if total.min() * 10 < total.max():
         least, most = classes[int(total.argmin())], classes[int(total.argmax())]
         yield Warn("balance", f"{most} has {total.max()} utterances, {least} {total.min()}: report UA, not WA alone")

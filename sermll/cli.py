@@ -441,7 +441,7 @@ def _download(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     from sermll.audit import audit, text
     from sermll.audit_page import build
-    from sermll.config import parse_value
+    from sermll.config import Protocol, parse_value
 
     protocol = options.protocol.removeprefix("protocol.folds=")  # as our own messages call it
     found = audit(options.data, protocol, parse_value("--labels", options.labels))
@@ -454,6 +454,11 @@ def _audit(options: argparse.Namespace) -> int:
     if found.leaks:
         raise ProtocolError(f"{len(found.leaks)} leaks, see above; numbers from these folds would be too high")
     if not options.json:
+        try:
+            found.design.check(Protocol())
+        except ProtocolError as error:
+            print(f"next: choose other folds or labels, `sermll train` refuses these: {error}")
+            return 0
         file = Path("experiments") / f"{found.design.prepared.corpus}.yaml"
         words = [
             "sermll train",

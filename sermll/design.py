@@ -11,8 +11,13 @@ from sermll import config
 from sermll.corpora import CORPORA
 from sermll.errors import ProtocolError
 from sermll.labels import Labelled, apply_labels, describe, label_space
-from sermll.protocol import Fold, Folds, Leak, check_classes, find_leaks, make_folds
+from sermll.protocol import Fold, Folds, Leak, check_classes, check_dev, find_leaks, make_folds
 from sermll.shards import Prepared
+
+ONE_CLASS = (
+    "give other protocol.folds, more protocol.dev_speakers or protocol.select=last, by which dev chooses nothing"
+)
+"""What to do where dev has no other."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class Design:
             raise ProtocolError(f"protocol.allow_leak has no effect: protocol {self.folds.name!r} does not leak")
         for fold in self.folds.folds:
             check_classes(fold, self.labelled.labels, self.classes)
+            if protocol.select != "last":
+                check_dev(fold, self.labelled.labels, self.classes, ONE_CLASS)
 
     def describe(self) -> dict[str, Any]:
         """The design as JSON, for the record of every run."""

@@ -29,17 +29,12 @@ from sermll.errors import ConfigError, SermllError, TrainingError
 from sermll.feed import FoldData
 from sermll.files import fetch_run, whole, write_json
 from sermll.job import FoldJob
-from sermll.protocol import Fold, Folds, check_dev
+from sermll.protocol import Fold, Folds
 from sermll.results import finished_folds, gather
 from sermll.schedule import train_jobs
 from sermll.source import code_version
 from sermll.storage import names, place
 from sermll.track import Tracker
-
-ONE_CLASS = (
-    "give other protocol.folds, more protocol.dev_speakers or protocol.select=last, by which dev chooses nothing"
-)
-"""What to do where dev has no other."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +98,6 @@ class Designs:
             design = Design.of(experiment.data, experiment.protocol)
             _chosen(experiment, design.folds)
             design.check(experiment.protocol)
-            if experiment.protocol.select != "last":
-                for fold in design.folds.folds:
-                    check_dev(fold, design.labelled.labels, design.classes, ONE_CLASS)
             if design.prepared.path not in self._verified:  # reads every shard
                 design.prepared.verify()
                 self._verified.add(design.prepared.path)

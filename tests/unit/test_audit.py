@@ -146,6 +146,36 @@ def test_a_class_nobody_is_tested_on_is_told(tiny_corpus: Path, tmp_path: Path) 
     assert told["1 speakers have utterances of one class only"] == ("16",)
 
 
+def test_sides_of_one_class_alone_are_told_and_training_on_them_is_not_recommended(
+    tiny_corpus: Path, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wav = tmp_path / "emodb" / "wav"
+    wav.mkdir(parents=True)
+    # Speakers in the folds' order: 03 has seven classes, 08 and 09 one each.
+    for path in (path for name in ("03*", "08*W*", "09*A*") for path in (tiny_corpus / "wav").glob(f"{name}.wav")):
+        shutil.copy(path, wav)
+    data = prepare_without_ray(wav.parent, tmp_path / "data")
+    found = audit(data)
+    told = {warning.message: warning.members for warning in found.warnings if warning.kind == "balance"}
+    assert told["fold 0: every train utterance is fear: it cannot be learned"] == ("fear",)
+    assert told["fold 0: every dev utterance is anger: it tells no epoch from another"] == ("anger",)
+    assert told["fold 1: every test utterance is anger: who always says so is right"] == ("anger",)
+    assert not any(message.startswith("fold 0: no test") for message in told)
+    assert main(["audit", str(data), "--out", str(tmp_path / "page")]) == 0
+    said = capsys.readouterr().out
+    assert "next: choose other folds or labels, `sermll train` refuses these: fold 0: every training" in said
+
+
+def test_data_of_one_class_altogether_are_told_once(tiny_corpus: Path, tmp_path: Path) -> None:
+    wav = tmp_path / "emodb" / "wav"
+    wav.mkdir(parents=True)
+    for path in (tiny_corpus / "wav").glob("*W*.wav"):
+        shutil.copy(path, wav)
+    found = audit(prepare_without_ray(wav.parent, tmp_path / "data"))
+    told = [str(warning.message) for warning in found.warnings if warning.kind == "balance"]
+    assert told == ["every utterance is anger: no class can be told from another"]
+
+
 def test_every_known_corpus_can_be_audited_by_its_default_protocol() -> None:
     for corpus in CORPORA.values():
         assert corpus.default_folds in {*corpus.folds, "speaker", "session"}
