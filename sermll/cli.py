@@ -21,6 +21,7 @@ from sermll.storage import ROOT, address, place
 if TYPE_CHECKING:  # what a verb needs is loaded when it is called, so that --help is quick
     from sermll.campaign import Campaign
     from sermll.campaign import Outcome as CampaignOutcome
+    from sermll.shards import Prepared
     from sermll.submit import Jobs
 
 
@@ -353,8 +354,22 @@ def _prepare(options: argparse.Namespace) -> int:
             "--max-problems accepts it"
         )
     if not options.json:
-        print(f"next: sermll audit {out}")
+        print(f"next: {_after_prepare(done.prepared, out)}")
     return 0
+
+
+def _after_prepare(prepared: "Prepared", out: str) -> str:
+    """What comes next, with folds that fit the data: a part of a corpus cannot have those of the whole."""
+    from sermll.config import Protocol
+    from sermll.protocol import workable
+
+    usual = prepared.manifest["default_folds"]
+    fitting = workable(Protocol(), prepared.table, prepared.manifest["folds"])
+    if usual in fitting:
+        return f"sermll audit {out}"
+    if not fitting:
+        return "prepare more of the corpus; test, dev and train need a speaker each at least"
+    return f"sermll audit {out} {fitting[0]}   (its usual folds, {usual}, need speakers that are not there)"
 
 
 def _source(options: argparse.Namespace) -> tuple[Corpus, Path]:

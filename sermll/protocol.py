@@ -98,6 +98,35 @@ def make_folds(protocol: Protocol, table: pa.Table, named: Mapping[str, Groups],
     name = default if protocol.folds == "default" else protocol.folds
     if name.endswith((".yaml", ".yml", ".json")):
         return _from_file(Path(name), protocol, table)
+    try:
+        return _by_name(name, protocol, table, named)
+    except ProtocolError as error:
+        raise ProtocolError(f"{error}; {_instead(protocol, table, named)}") from None
+
+
+def workable(protocol: Protocol, table: pa.Table, named: Mapping[str, Groups]) -> list[str]:
+    """Names of the fold lists that fit these utterances, the corpus's own first; see `make_folds`."""
+
+    def works(name: str) -> bool:
+        try:
+            _by_name(name, protocol, table, named)
+        except ProtocolError:
+            return False
+        return True
+
+    return [name for name in (*named, *BY_CORPUS, "speaker", "session", "fold") if works(name)]
+
+
+def _instead(protocol: Protocol, table: pa.Table, named: Mapping[str, Groups]) -> str:
+    """What to do where a fold list cannot divide the utterances."""
+    names = workable(protocol, table, named)
+    if names:
+        return f"fold lists that fit these data: {', '.join(names)}; or give a file whose name ends in .yaml"
+    fewer = "" if protocol.dev_speakers == "auto" else ", or set fewer protocol.dev_speakers"
+    return f"no other fold list fits these data: prepare more of them{fewer}"
+
+
+def _by_name(name: str, protocol: Protocol, table: pa.Table, named: Mapping[str, Groups]) -> Folds:
     if name in BY_CORPUS:
         return _by_corpus(name, protocol, table)
     groups = _groups(name, named, table)
@@ -220,7 +249,7 @@ def _by_corpus(name: str, protocol: Protocol, table: pa.Table) -> Folds:
     if len(corpora) < 2:
         raise ProtocolError(
             f"protocol.folds={name}: divides joined corpora, and these data are {corpora[0]} alone; give data.path two "
-            "folders or more, or use protocol.folds=speaker"
+            "folders or more"
         )
     folds = []
     for index, corpus in enumerate(corpora):
@@ -257,15 +286,10 @@ def _groups(name: str, named: Mapping[str, Groups], table: pa.Table) -> list[lis
         members: dict[str, set[str]] = {}
         for speaker, group in zip(speakers, table[name].to_pylist(), strict=True):
             if group is None:
-                raise ProtocolError(f"protocol {name!r}: not every utterance of these data tells one; use 'speaker'")
+                raise ProtocolError(f"protocol {name!r}: not every utterance of these data tells one")
             members.setdefault(group, set()).add(speaker)
         return [sorted(members[group]) for group in sorted(members)]
-    joined = len(set(table["corpus"].to_pylist())) > 1
-    choices = ", ".join([*(BY_CORPUS if joined else named), "speaker", "session", "fold"])
-    these = "joined corpora have" if joined else "this corpus has"
-    raise ProtocolError(
-        f"protocol.folds={name}: no such fold list; {these}: {choices}; or give a file whose name ends in .yaml"
-    )
+    raise ProtocolError(f"protocol.folds={name}: no such fold list")
 
 
 def _check_groups(name: str, order: Sequence[str], speakers: Sequence[str]) -> None:
@@ -278,8 +302,8 @@ def _check_groups(name: str, order: Sequence[str], speakers: Sequence[str]) -> N
         raise ProtocolError(f"protocol {name!r} does not place the speakers {', '.join(unlisted)}")
     if absent:
         raise ProtocolError(
-            f"protocol {name!r} expects the speakers {', '.join(absent)}, of whom the data hold nothing; "
-            "complete the corpus, or use protocol.folds=speaker"
+            f"protocol {name!r} expects the speakers {', '.join(absent)}, of whom the data hold nothing: "
+            "complete the corpus"
         )
     if len(present) < 3:
         raise ProtocolError(f"{len(present)} speakers are too few: test, dev and train need one each at least")

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from sermll.cli import main
 
@@ -130,3 +132,31 @@ def test_corpora_tells_all_and_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traps:" in shown and "next: ask for it at" in shown
     assert main(["corpora", "manifest"]) == 0
     assert "speaker" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("actors", "wanted"),
+    [
+        (range(1, 25), "sermll audit {out}"),
+        (range(1, 4), "sermll audit {out} speaker   (its usual folds, hicmae, need speakers that are not there)"),
+        (range(1, 3), "prepare more of the corpus; test, dev and train need a speaker each at least"),
+    ],
+)
+def test_a_part_of_a_corpus_is_recommended_folds_that_fit_it(
+    actors: range, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from conftest import tone
+    from prepared import prepare_without_ray
+
+    from sermll.corpora import CORPORA
+
+    rng = np.random.default_rng(0)
+    for actor in actors:
+        folder = tmp_path / "ravdess" / f"Actor_{actor:02d}"
+        folder.mkdir(parents=True)
+        for emotion in (1, 4):
+            name = f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav"
+            soundfile.write(folder / name, tone(100.0 * emotion, 0.3, rng), 16_000)
+    out = prepare_without_ray(tmp_path / "ravdess", tmp_path / "out", CORPORA["ravdess"])
+    assert main(["prepare", "ravdess", "--root", str(tmp_path / "ravdess"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"next: {wanted.format(out=out)}\n")

@@ -199,7 +199,7 @@ def test_what_joined_corpora_do_not_have_is_refused(pair: list[Path], tiny_data:
         with pytest.raises(ConfigError, match=f"labels={labels}: acted, emodb have no .* give data.labels=shared"):
             design_of(pair, {"labels": labels}, folds="corpus")
     for folds in ("default", "hicmae"):
-        with pytest.raises(ProtocolError, match="joined corpora have: corpus, one_corpus, speaker"):
+        with pytest.raises(ProtocolError, match="fit these data: corpus, one_corpus, speaker"):
             design_of(pair, {"labels": "shared"}, folds=folds)
     with pytest.raises(ConfigError, match="shared: has no effect on one corpus"):
         design_of(tiny_data, {"labels": "shared"})

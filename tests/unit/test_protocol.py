@@ -124,8 +124,9 @@ def test_impossible_lists_are_refused(groups: list[list[str]], words: str) -> No
 
 
 def test_unknown_lists_and_missing_sessions_are_refused() -> None:
-    with pytest.raises(ProtocolError, match="this corpus has: hicmae, speaker, session, fold"):
-        make_folds(Protocol(folds="kfold"), TABLE, {"hicmae": [["a"]]}, "hicmae")
+    lists = {"part": [["a"]], "all": [["a"], ["b", "c"], ["d"]]}
+    with pytest.raises(ProtocolError, match="no such fold list; fold lists that fit these data: all, speaker; or give"):
+        make_folds(Protocol(folds="kfold"), TABLE, lists, "part")
     with pytest.raises(ProtocolError, match="'session': not every utterance"):
         folds_of(folds="session")
     with pytest.raises(ProtocolError, match="2 speakers are too few"):
@@ -325,7 +326,8 @@ def test_one_corpus_alone_has_no_folds_of_corpora(name: str) -> None:
 def test_joined_corpora_have_no_fold_lists_of_their_own() -> None:
     for name in ("default", "hicmae"):
         with pytest.raises(
-            ProtocolError, match=f"folds={name}: no such fold list; joined corpora have: corpus, one_corpus, speaker"
+            ProtocolError,
+            match=f"folds={name}: no such fold list; fold lists that fit these data: corpus, one_corpus, speaker",
         ):
             make_folds(Protocol(folds=name), THREE, {}, "default")
     with pytest.raises(ProtocolError, match="not every utterance of these data tells one"):
