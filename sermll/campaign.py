@@ -110,6 +110,12 @@ def campaign_of(
     kind: Kind, file: CampaignBase, axes: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]
 ) -> Campaign:
     """The campaign with these axes; see `load_campaign`."""
+    for key in overrides:
+        if key != "name" and key.partition(".")[0] in type(file).model_fields:
+            raise ConfigError(
+                f"{key}: {path} says what the cells are; change it there, a campaign may grow. Overrides are settings "
+                "of every cell, such as optim.epochs=10"
+            )
     base = read_yaml(path.parent / file.experiment, "experiment")
     valued = {axis: _values(axis, values) for axis, values in axes.items()}
     _check_axes(valued, file.overrides, overrides)

@@ -27,7 +27,12 @@ if TYPE_CHECKING:  # what a verb needs is loaded when it is called, so that --he
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 well, 1 a named error, 2 wrong usage, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if "overrides" in options and not any(word.startswith("-") for word in rest):
+        options.overrides += rest  # argparse takes none that come after an option
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options)
     except SermllError as error:
@@ -537,7 +542,7 @@ def _run(options: argparse.Namespace) -> int:
         }
 
     campaign = load_campaign(options.campaign, parse_overrides(options.overrides))
-    return _cells(options, campaign, f"sermll run {options.campaign}", build, text, told)
+    return _cells(options, campaign, options.campaign, build, text, told)
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -577,14 +582,13 @@ def _matrix(options: argparse.Namespace) -> int:
     from sermll.matrix import build, load_matrix, text
 
     campaign = load_matrix(options.matrix, parse_overrides(options.overrides))
-    command = f"sermll matrix {options.matrix}"
-    return _cells(options, campaign, command, build, text, lambda outcome: outcome.found.as_json())
+    return _cells(options, campaign, options.matrix, build, text, lambda outcome: outcome.found.as_json())
 
 
 def _cells(
     options: argparse.Namespace,
     campaign: "Campaign",
-    command: str,
+    file: Path,
     build: Callable[[Path], tuple[Any, Path]],
     text: Callable[[Any], str],
     told: Callable[["CampaignOutcome"], Any],
@@ -599,7 +603,7 @@ def _cells(
             cells, finished = len(plan.runs), sum(plan.done)
             _print_json({"campaign_dir": address(campaign.folder), "cells": cells, "finished": finished})
         else:
-            print(f"next: {command}")
+            print(f"next: {' '.join(['sermll', options.verb, str(file), *options.overrides])}")
         return 0
     try:
         outcome = run_campaign(campaign, build)

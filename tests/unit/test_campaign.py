@@ -155,6 +155,13 @@ def test_what_would_silently_be_lost_is_refused(
         load_campaign(campaign_file(axes, overrides=overrides), {})
 
 
+def test_what_only_the_file_says_is_no_override(campaign_file: Callable[..., Path]) -> None:
+    path = campaign_file({"seed": [0]})
+    for key in ("axes.seed", "axes", "experiment", "overrides.seed"):
+        with pytest.raises(ConfigError, match=rf"^{key}: .*x.campaign.yaml says what the cells are; change it there"):
+            load_campaign(path, {key: [0, 1]})
+
+
 @pytest.mark.parametrize(
     ("axes", "told"),
     [

@@ -55,6 +55,8 @@ def test_a_dry_run_tells_cells_needs_and_time_and_writes_nothing(
     for told in ("campaign x: 2 cells, 2 folds, 0 finished", "fold 0 eam  run ", "each fold needs 1 worker with 1 CPU"):
         assert told in shown
     assert shown.endswith(f"time: not known before a fold is finished\nnext: sermll run {campaign_file}\n")
+    assert main(["run", str(campaign_file), "--dry-run", "name=y", "seed=3"]) == 0  # overrides after an option, too
+    assert capsys.readouterr().out.endswith(f"next: sermll run {campaign_file} name=y seed=3\n")
     assert not campaign_file.with_name("runs").exists() and untrained == []
     assert main(["run", str(campaign_file), "--dry-run", "--json"]) == 0
     folder = str(campaign_file.with_name("runs") / "campaign-x")

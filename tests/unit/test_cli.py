@@ -40,6 +40,8 @@ def test_every_verb_has_help_with_an_example_and_json(verb: str, capsys: pytest.
 
 def test_wrong_usage_exits_with_2() -> None:
     assert sermll("fly").returncode == 2
+    told = sermll("train", "x.yaml", "seed=1", "--fold", "0")
+    assert told.returncode == 2 and "unrecognized arguments: --fold 0" in told.stderr
     assert sermll().returncode == 2
 
 
