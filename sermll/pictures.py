@@ -164,12 +164,12 @@ def confusion(counts: NDArray[np.int64], recalls: NDArray[np.float64], classes: 
     cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=(side, 1.35))
 
     edges = np.arange(size + 1) - 0.5
-    cells.pcolormesh(edges, edges, shares, cmap=_shades(), vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
+    mesh = cells.pcolormesh(edges, edges, shares, cmap=_shades(), vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
     cells.invert_yaxis()
     font_pt = min(9.0, max(4.0, 70 * side / size / 6.0))
     for row in range(size):
         for column in range(size):
-            ink = "white" if shares[row, column] > 0.45 else _INK
+            ink = _ink(mesh, shares[row, column])
             text = f"{counts[row, column]}\n{100 * shares[row, column]:.0f} %" if totals[row] else "—"
             weight = "bold" if row == column and totals[row] else "normal"
             cells.text(column, row, text, ha="center", va="center", color=ink, fontsize=font_pt, fontweight=weight)
@@ -237,6 +237,7 @@ def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], 
         if fold in percent and epoch < len(percent[fold]):
             axes.plot(epoch + 1, percent[fold][epoch], "o", ms=7, mfc=colours[fold], mec="white", mew=1.1, zorder=5)
     axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+    axes.set_ylim(bottom=min(axes.get_ylim()[0], 100 * chance - 3))  # the line is not to lie on the frame
     axes.set_xlabel("epoch")
     axes.set_ylabel("dev UA in %")
 
@@ -409,7 +410,12 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
     heights = [len(bars) + 0.4 for _, bars in groups]
     figure = _figure(_WIDTH_INCH, 0.25 * sum(heights) + 0.42 * len(groups) + 0.75)
     panels = figure.subplots(len(groups), 2, squeeze=False, sharex="col", height_ratios=heights, width_ratios=(1.15, 1))
-    looks = {"higher": (">", _PALETTE[0], _PALETTE[0]), "lower": ("<", _PALETTE[1], _PALETTE[1])}
+    other = "no difference shown"
+    looks = {
+        "higher": (">", _PALETTE[0], _PALETTE[0]),
+        "lower": ("<", _PALETTE[1], _PALETTE[1]),
+        other: ("o", _GREY, "white"),
+    }
     for (scores, differences), (title, bars) in zip(panels, groups, strict=True):
         for place, bar in enumerate(bars):
             ink = ACCENT if place else _INK
@@ -426,16 +432,12 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
             scores.text(1.01, place, f"{value:.1f}", transform=side, va="center", fontsize=8.5)
             if bar.difference is not None:
                 middle, low, high = (100 * one for one in bar.difference)
-                marker, edge, face = looks.get(bar.verdict, ("o", _GREY, "white"))
+                marker, edge, face = looks.get(bar.verdict, looks[other])
                 differences.plot([low, high], [place, place], color=edge, linewidth=2.2, alpha=0.55)
                 differences.plot(middle, place, marker, ms=6.5, mfc=face, mec=edge, mew=1.2)
         if bars[0].ua is not None:
             scores.axvline(100 * bars[0].ua[0], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=0)
         differences.axvline(0, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=0)
-        if len(bars) > 1:
-            differences.text(
-                0, 0, " reference ", va="center", ha="center", fontsize=8.5, color=_INK, backgroundcolor="white"
-            )
         scores.set_title(_short(title, 60))
         for axes in (scores, differences):
             axes.set_ylim(len(bars) - 0.4, -0.6)
@@ -454,11 +456,19 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
 
     from matplotlib.lines import Line2D
 
+    left, right = panels[0, 1].get_xlim()
+    side, away_pt = ("left", 6) if right > -left else ("right", -6)  # of the zero line, where there is more room
+    for differences in (differences for (_, differences), (_, bars) in zip(panels, groups, strict=True) if bars[1:]):
+        differences.annotate(
+            "reference", (0, 0), (away_pt, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5
+        )
+    shown = {bar.verdict if bar.verdict in looks else other for _, bars in groups for bar in bars if bar.difference}
     keys = [
         Line2D([], [], color=edge, marker=marker, ms=6.5, mfc=face, mec=edge, mew=1.2, label=label)
-        for label, (marker, edge, face) in {**looks, "no difference shown": ("o", _GREY, "white")}.items()
+        for label, (marker, edge, face) in looks.items()
+        if label in shown
     ]
-    figure.legend(handles=keys, loc="outside lower right", ncols=3, columnspacing=1.4)
+    figure.legend(handles=keys, loc="outside lower right", ncols=len(keys), columnspacing=1.4)
     return figure
 
 
@@ -506,12 +516,12 @@ def confusions(rows: Mapping[str, NDArray[np.float64]], classes: Sequence[str]) 
     for number, (panel, (name, counts)) in enumerate(zip(panels.flat, shown, strict=False)):
         totals = counts.sum(axis=1, keepdims=True)
         shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-        panel.pcolormesh(edges, edges, shares, cmap=_shades(), vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+        mesh = panel.pcolormesh(edges, edges, shares, cmap=_shades(), vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
         panel.invert_yaxis()
         panel.set_aspect("equal")
         for row, column in np.ndindex(size, size):
             if size <= 10 and shares[row, column] >= 0.005:
-                ink = "white" if shares[row, column] > 0.45 else _INK
+                ink = _ink(mesh, shares[row, column])
                 told = f"{100 * shares[row, column]:.0f}"
                 panel.text(column, row, told, ha="center", va="center", color=ink, fontsize=min(8.0, 50 / size))
         panel.set_title(_short(name, 26), fontsize=8.5, pad=4)
@@ -519,7 +529,7 @@ def confusions(rows: Mapping[str, NDArray[np.float64]], classes: Sequence[str]) 
         panel.set_yticks(range(size), names if first else [], fontsize=7)
         panel.set_xticks(range(size), names if last else [], fontsize=7, rotation=90)
         panel.tick_params(length=0, pad=2)
-        panel.spines[:].set_visible(False)
+        panel.spines[:].set(visible=True, color=_PALE)  # cells of zero are as white as the page
     figure.supxlabel("recognised as", fontsize=9)
     figure.supylabel("true class", fontsize=9)
     return figure
@@ -533,22 +543,18 @@ def balance(counts: NDArray[np.int64], speakers: Sequence[str], classes: Sequenc
         speakers: S names.
         classes: C names.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     few = len(speakers) <= 40
     figure = _figure(min(11.0, max(5.0, 0.9 * len(classes) + 1.6)), min(11.0, max(2.2, 0.21 * len(speakers) + 0.9)))
     axes = figure.subplots()
-    shades = LinearSegmentedColormap.from_list("count", ["#ffffff", "#c6dbee", "#5a9bd0", ACCENT])
     across, down = np.arange(len(classes) + 1) - 0.5, np.arange(len(speakers) + 1) - 0.5
     largest = int(counts.max(initial=1))
     mesh = axes.pcolormesh(
-        across, down, counts, cmap=shades, vmin=0, vmax=largest, edgecolors="white", linewidth=0.8 if few else 0
+        across, down, counts, cmap=_shades(), vmin=0, vmax=largest, edgecolors="white", linewidth=0.8 if few else 0
     )
     axes.invert_yaxis()
     if few:
         for row, column in np.ndindex(*counts.shape):
-            ink = "white" if counts[row, column] > 0.6 * largest else _INK
-            ink = _WARNING if counts[row, column] == 0 else ink
+            ink = _ink(mesh, counts[row, column]) if counts[row, column] else _WARNING
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=ink, fontsize=7.5)
         axes.set_yticks(range(len(speakers)), [_short(name, 16) for name in speakers])
     else:
@@ -606,9 +612,9 @@ def spectrograms(spectra: Mapping[str, NDArray[np.float64]], frame_s: float, hig
         panel.imshow(values, origin="lower", aspect="auto", extent=extent, **look)
         panel.set_title(_short(name))
     for panel in panels[:, 0]:
-        panel.set_ylabel("kHz")
+        panel.set_ylabel("frequency in kHz")
     for panel in panels[-1]:
-        panel.set_xlabel("s")
+        panel.set_xlabel("time in s")
     return figure
 
 
@@ -680,7 +686,7 @@ def noise_curves(
         axes.plot(levels, ua, color=_INK, linewidth=2.6, label="mean of noises", zorder=4)
     axes.axhline(100 * clean, color=ACCENT, linewidth=1.4, linestyle=(0, (6, 3)), label=f"clean {100 * clean:.1f} %")
     axes.axhline(100 * chance, color=_GREY, linewidth=1.2, linestyle=(0, (1, 2)), label=f"chance {100 * chance:.1f} %")
-    axes.set_xticks(levels, [f"{level:g}" for level in snr_db])
+    axes.set_xticks(levels, [f"{level:g}".replace("-", "\u2212") for level in snr_db])
     axes.set_xlim(levels.max() + apart_db / 3, levels.min() - apart_db / 3)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     axes.set_xlabel("SNR in dB, active speech level over noise level")
@@ -708,14 +714,11 @@ def heat_map(
         columns: C names of test corpora.
         chance: UA of guessing, where the colours begin.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     figure = _figure(1.55 * len(columns) + 2.4, 0.78 * len(rows) + 1.3)
     cells = figure.subplots()
-    shades = LinearSegmentedColormap.from_list("ua", ["#ffffff", "#c6dbee", "#5a9bd0", ACCENT, "#073a66"])
     across, down = np.arange(len(columns) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5
     mesh = cells.pcolormesh(
-        across, down, 100 * values, cmap=shades, vmin=100 * chance, vmax=100, edgecolors="white", linewidth=2
+        across, down, 100 * values, cmap=_shades(), vmin=100 * chance, vmax=100, edgecolors="white", linewidth=2
     )
     cells.invert_yaxis()
     for row, column in np.ndindex(values.shape):
@@ -723,7 +726,7 @@ def heat_map(
         if not math.isfinite(value):
             cells.text(column, row, "not finished", ha="center", va="center", color=_GREY, fontsize=8)
             continue
-        ink = "white" if value > chance + 0.5 * (1 - chance) else _INK
+        ink = _ink(mesh, 100 * value)
         weight = "bold" if row < len(columns) and rows[row] == columns[column] else "normal"
         cells.text(
             column, row - 0.1, f"{100 * value:.1f}", ha="center", va="center", color=ink, fontsize=11, fontweight=weight
@@ -1108,7 +1111,7 @@ class _Scale:
         """Places and labels, few enough for a small panel."""
         return [
             *((place, word) for word, place in self.words.items()),
-            *((self.place(number), f"{number:.4g}") for number in self._round_numbers()),
+            *((self.place(number), f"{number:.4g}".replace("-", "\u2212")) for number in self._round_numbers()),
         ]
 
     def _round_numbers(self) -> Sequence[float]:
@@ -1211,10 +1214,18 @@ def _figure(width_inch: float, height_inch: float) -> Figure:
 
 
 def _shades() -> Colormap:
-    """Colours of a share from 0 to 1."""
+    """Colours of the cells of a matrix, from white to dark."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("share", ["#ffffff", "#c6dbee", "#5a9bd0", ACCENT, "#073a66"])
+
+
+def _ink(cells: ScalarMappable, value: float | NDArray[Any]) -> str:
+    """Black or white, whichever can be read better in a cell of this value: their contrast (WCAG) is 4.5 at least."""
+    rgb = np.array(cells.to_rgba(np.asarray(value))[:3])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ (0.2126, 0.7152, 0.0722)
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
 
 
 def _small_panels(count: int, most: int, ratio: float, share: bool) -> tuple[Figure, NDArray[Any]]:

@@ -198,6 +198,18 @@ def test_the_forest_shows_intervals_and_verdicts() -> None:
     assert [text.get_text() for text in scores.texts] == ["60.0", "80.0", "60.0", "no number yet"]
     assert [line.get_marker() for line in differences.lines] == ["None", ">", "None", "o", "None"]
     assert [label.get_text() for label in scores.get_yticklabels()] == ["one", "two $x$?", "three", "four"]
+    # What is explained is what there is, and the word beside the zero line does not stand on it.
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["higher", "no difference shown"]
+    (word,) = differences.texts
+    zero = differences.transData.transform((0, 0))[0]
+    assert word.get_text() == "reference" and zero < word.get_window_extent().x0
+    with matplotlib.rc_context(pictures._STYLE):
+        figure = pictures.forest(
+            [("group", [bars[0], bars[0]._replace(difference=(-0.2, -0.3, -0.1), verdict="lower")])]
+        )
+        figure.draw_without_rendering()
+    (word,) = figure.axes[1].texts
+    assert word.get_window_extent().x1 < figure.axes[1].transData.transform((0, 0))[0]
 
 
 def test_small_panels_hold_rows_without_utterances_of_a_class() -> None:

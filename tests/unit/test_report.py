@@ -517,3 +517,33 @@ def test_importing_the_report_does_not_import_matplotlib() -> None:
     heavy = "{'matplotlib', 'pyarrow', 'ray', 'torch'}"
     code = f"import sys, sermll.report; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbers_can_be_read_on_every_shade() -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize, to_rgb
+
+    def luminance(colour: Any) -> float:
+        """Of WCAG 2.2, from 0 to 1."""
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    shades = pictures._shades()
+    cells = ScalarMappable(Normalize(0, 1), shades)
+    inks = set()
+    for value in np.linspace(0, 1, 257):
+        ink, ground = pictures._ink(cells, value), shades(value)[:3]
+        light, dark = sorted((luminance(ink), luminance(ground)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, value
+        inks.add(ink)
+    assert inks == {"black", "white"}
+
+
+def test_chance_is_seen_where_nothing_is_as_low() -> None:
+    figure = drawn(lambda: pictures.dev_ua({0: np.array([0.265, 0.58])}, {0: 1}, 0.25))
+    assert figure.axes[0].get_ylim()[0] < 24
+
+
+def test_small_matrices_have_a_frame_around_cells_of_zero() -> None:
+    figure = drawn(lambda: pictures.confusions({"all said": np.array([[5, 0], [5, 0]])}, ("x", "y")))
+    assert all(spine.get_visible() for spine in figure.axes[0].spines.values())

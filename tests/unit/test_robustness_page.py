@@ -182,7 +182,7 @@ def drawn(found: dict[str, Any]) -> Any:  # matplotlib's figure
 def test_picture_goes_from_little_noise_to_much() -> None:
     figure = drawn(results())
     (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["20", "0", "-5"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["20", "0", "\u22125"]
     left, right = axes.get_xlim()
     assert left > 20 and right < -5
     lines = {line.get_label(): line for line in axes.get_lines()}
