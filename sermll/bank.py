@@ -105,7 +105,7 @@ class Bank:
         folder = Path(root).expanduser().absolute() / facts["key"][:16]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / ".building"):  # of several drivers one encodes, the others find it done
+            with locked(folder / ".building", what=f"feature bank {folder}"):  # one encodes, others find it done
                 fetch(folder)
                 if not (folder / FACTS).exists():
                     sizes = _fill(folder, data, recipe, encoder, device)

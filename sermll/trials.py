@@ -70,7 +70,9 @@ def run_trials(search: Search, inner: Inner, study: Study) -> None:
             with summoned(search.experiment.resources, bar.say):
                 _tune(search, inner, study, bar)
             waited = False
-            while left() > 0 and study.waiting_for_others():
+            while left() > 0 and (others := study.of_others()):
+                if not waited:
+                    bar.say("waiting for " + ", ".join(f"trial {number} of {who}" for number, who in others.items()))
                 waited = True
                 time.sleep(POLL_S)
             if left() == unfinished and not waited:  # a driver that was waited for may have died: its trial is ours

@@ -1,5 +1,6 @@
 """What a trial's failure is put down to."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,3 +72,36 @@ def test_a_feature_bank_that_a_worker_cannot_open_is_named_and_ends_the_search(
     _work({"number": 5}, desk, tmp_path / "search.json", [], bank)
     (said,) = told
     assert said[ENDS_SEARCH] and said["note"].startswith(f"trial 5, fold 0: {bank / 'bank.json'}")
+
+
+def test_a_driver_that_waits_for_the_trials_of_others_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trials_with(done: int) -> list[Any]:
+        return [SimpleNamespace(state=SimpleNamespace(is_finished=lambda n=n: n < done)) for n in range(2)]
+
+    class Others:
+        """A study whose last trial another driver ends, after a while."""
+
+        looks = 0
+
+        def trials(self) -> list[Any]:
+            return trials_with(1 if self.looks < 3 else 2)
+
+        def of_others(self) -> dict[int, str]:
+            self.looks += 1
+            return {1: "process 12 on node3"}
+
+    monkeypatch.setattr(trials, "POLL_S", 0.0)
+    monkeypatch.setattr(trials, "connected", nullcontext)
+    monkeypatch.setattr(trials, "summoned", lambda resources, say: nullcontext())
+    monkeypatch.setattr(trials, "_tune", lambda *words: None)
+    search: Any = SimpleNamespace(
+        file=SimpleNamespace(name="x", trials=2), experiment=SimpleNamespace(resources=None), mark=None
+    )
+    study: Any = Others()
+    trials.run_trials(search, search, study)
+    assert study.looks == 3
+    assert [line for line in capsys.readouterr().err.splitlines() if line] == [
+        "waiting for trial 1 of process 12 on node3"
+    ]
