@@ -42,6 +42,8 @@ OPEN = "open"
 """Attribute of a trial that chose nothing for a setting of the space, since what it has there lies outside."""
 LOOK_S = 0.1
 """How often a driver looks whether others have let go of a server's lock."""
+JUDGED = "judged"
+"""Attribute of a trial: the last step that was reported, and whether the trial was to be ended there."""
 SQLITE_WAIT_S = 120
 """How long a driver waits for others to let go of a SQLite file."""
 WARM_UP = 5
@@ -191,12 +193,20 @@ class Study:
         }
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """Note how a trial of this study goes; returns whether it is to be ended. Trial 0, the reference, never is."""
+        """Note how a trial of this study goes; returns whether it is to be ended. Trial 0, the reference, never is.
+
+        Of a step that was judged before, the verdict stands.
+        """
         with self._asking(), quietly():
-            trial = self._mine.get(number) or Trial(self._study, self.trials()[number]._trial_id)
-            self._mine[number] = trial
+            frozen = self.trials()[number]
+            judged, ended = frozen.user_attrs.get(JUDGED, (0, False))
+            if step <= judged:
+                return ended and step == judged
+            trial = Trial(self._study, frozen._trial_id)
             trial.report(value, step)
-            return trial.should_prune() and number > 0  # asked for trial 0 too: asha compares others with it
+            ended = trial.should_prune() and number > 0  # asked for trial 0 too: asha compares others with it
+            trial.set_user_attr(JUDGED, (step, ended))
+            return ended
 
     def note_fault(self, number: int, why: str) -> None:
         """Keep why a trial is about to fail; "": it begins again."""
