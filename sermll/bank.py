@@ -364,6 +364,8 @@ def _fill(folder: Path, data: FoldData, recipe: Recipe, encoder: PretrainedEncod
     """
     entries = plan_entries(*_pool(data), data.num_samples, recipe, encoder.dim)
     (folder / "shards").mkdir(parents=True, exist_ok=True)
+    for left in folder.rglob(".*.tmp"):  # by builders that were killed
+        left.unlink()
     with whole(folder / ENTRIES) as partial:
         pq.write_table(pa.table(dict(entries)), partial)
     paths = [folder / "shards" / shard_name(index) for index in range(int(entries["shard"][-1]) + 1)]
