@@ -105,7 +105,7 @@ class Bank:
         folder = Path(root).expanduser().absolute() / facts["key"][:16]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / ".building"):  # of several drivers one encodes, the others find it done
+            with locked(folder / ".building", what=f"feature bank {folder}"):  # one encodes, others find it done
                 fetch(folder)
                 if not (folder / FACTS).exists():
                     sizes = _fill(folder, data, recipe, encoder, device)
@@ -364,6 +364,8 @@ def _fill(folder: Path, data: FoldData, recipe: Recipe, encoder: PretrainedEncod
     """
     entries = plan_entries(*_pool(data), data.num_samples, recipe, encoder.dim)
     (folder / "shards").mkdir(parents=True, exist_ok=True)
+    for left in folder.rglob(".*.tmp"):  # by builders that were killed
+        left.unlink()
     with whole(folder / ENTRIES) as partial:
         pq.write_table(pa.table(dict(entries)), partial)
     paths = [folder / "shards" / shard_name(index) for index in range(int(entries["shard"][-1]) + 1)]

@@ -102,7 +102,8 @@ def run_search(search: Search) -> Outcome:
             study.begin(_guesses(search))
             run_trials(search, inner, study)
             told.append(_describe_study(search, inner, study))
-    with locked(search.folder / "final.lock"):  # of several drivers the first trains, the others find it done
+    # Of several drivers the first trains, the others find it done.
+    with locked(search.folder / "final.lock", what=f"the final runs of search {search.file.name}"):
         best = tuple(
             command
             for inner, study in zip(search.studies, told, strict=True)

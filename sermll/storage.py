@@ -12,14 +12,15 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sermll.errors import ConfigError, StorageError
 
@@ -36,6 +37,8 @@ SHARED_S, LOOK_S = 10.0, 0.5
 """How long, and how often, a machine looks for what another has made on storage that they share."""
 PASSING = ("network_connection", "slow_down", "service_unavailable", "internal_failure", "timeout", "timed out", "curl")
 """What the messages of faults have in them that may pass; others, such as a denied access, are told at once."""
+QUIET_S = 15.0
+"""How long a lock is waited for without a word."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What file systems say that know no locks."""
 PACKAGE = "_ray_pkg_"
@@ -122,6 +125,11 @@ def unsent(folder: Path) -> Path:
 def machine() -> str:
     """What this machine is called where a fault of its own is told."""
     return os.uname().nodename
+
+
+def this_process() -> str:
+    """What this process is called by those who wait for it."""
+    return f"process {os.getpid()} on {machine()}"
 
 
 def reach(folder: Path, mark: str) -> None:
@@ -363,7 +371,7 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
     """Of the processes of this machine that want a file, let one fetch it and the others find it there."""
     lock = _copies() / "locks" / hashlib.sha256(str(file).encode()).hexdigest()[:2]  # few, and seldom shared
     lock.parent.mkdir(exist_ok=True)
-    with locked(lock):
+    with locked(lock, what=address(file)):
         file.parent.mkdir(parents=True, exist_ok=True)
         yield
 
@@ -384,12 +392,13 @@ def partial(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = True, what: str = "") -> Iterator[bool]:
     """Hold a lock that other processes respect, and that ends with this process whatever happens to it.
 
     Args:
         path: the lock's file, made if need be; it binds the machines that share its file system.
         wait: until the lock is free.
+        what: is waited for, told where that takes long; by default the path.
 
     Yields:
         Whether it is held; always true when it was waited for. The file then says by whom.
@@ -405,19 +414,54 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             "files; let everybody who shares the folder write in it, or give a folder of your own"
         ) from None
     with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            raise StorageError(
-                f"{path}: the file system has no locks ({error.strerror}), so two commands could write the same files; "
-                "mount it with locks (NFS 4, or Lustre with -o flock), or use s3://bucket/name"
-            ) from None
+        if not _flock(file, path, fcntl.LOCK_NB):
+            if not wait:
+                yield False
+                return
+            with telling(what or str(path), lambda: path.read_text(encoding="utf-8").strip()):
+                _flock(file, path)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {machine()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
+        file.write(f"{this_process()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
         file.flush()
         yield True
+
+
+def _flock(file: IO[str], path: Path, at_once: int = 0) -> bool:
+    """Whether the lock is held now; false if it was to be had at once and was not free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | at_once)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise StorageError(
+            f"{path}: the file system has no locks ({error.strerror}), so two commands could write the same files; "
+            "mount it with locks (NFS 4, or Lustre with -o flock), or use s3://bucket/name"
+        ) from None
+    return True
+
+
+@contextmanager
+def telling(what: str, holder: Callable[[], str]) -> Iterator[None]:
+    """Say once, if the block takes longer than `QUIET_S`, what is waited for.
+
+    Args:
+        what: is waited for.
+        holder: asked then, by another thread; says who has it, "" if that is not known.
+    """
+
+    def tell() -> None:
+        said = ""
+        with suppress(Exception):  # whatever it asks; that somebody waits is to be told all the same
+            said = holder()
+        sys.stderr.write(f"waiting for {what}: held by {said or 'another process'}\n")
+        sys.stderr.flush()
+
+    timer = threading.Timer(QUIET_S, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sermll.config import without_password
 from sermll.errors import ConfigError, DataError, StorageError
 from sermll.space import Chooser
-from sermll.storage import locked, origin, place, sqlite
+from sermll.storage import locked, origin, place, sqlite, telling, this_process
 
 Sampler = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "random"]
 Pruner = Literal["none", "median", "asha"]
@@ -40,6 +40,10 @@ ALL = "all.lock"
 """Held by whoever takes a trial."""
 OPEN = "open"
 """Attribute of a trial that chose nothing for a setting of the space, since what it has there lies outside."""
+LOOK_S = 0.1
+"""How often a driver looks whether others have let go of a server's lock."""
+JUDGED = "judged"
+"""Attribute of a trial: the last step that was reported, and whether the trial was to be ended there."""
 SQLITE_WAIT_S = 120
 """How long a driver waits for others to let go of a SQLite file."""
 WARM_UP = 5
@@ -103,8 +107,8 @@ class Study:
         self._locks = folder / "drivers" if file is None else file.with_name(f"{file.name}.drivers")
         with _opening(url), quietly():
             self._locks.mkdir(parents=True, exist_ok=True)
-            self._server = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool) if file is None else None
-            with self._alone():  # two at once would make the same tables
+            self._server = _server(url) if file is None else None
+            with self._alone():  # two at once would make the same tables, or study
                 self._study = optuna.create_study(
                     study_name=name,
                     storage=_storage(url),
@@ -164,6 +168,7 @@ class Study:
     def _see_to(self, trial: Trial, choose: Callable[[Chooser], dict[str, Any]]) -> Taken:
         # A sampler for each trial: what it draws depends on the trial's number, not on when a driver was started.
         self._placed.sampler = _sampler(self._rules, trial.number)
+        trial.set_user_attr("process", this_process())
         trial.set_user_attr("driver", self.driver)
         overrides, params = (trial.user_attrs.get(name) for name in ("overrides", "params"))
         if params is not None:
@@ -177,22 +182,31 @@ class Study:
         self._mine[trial.number] = Trial(self._study, trial._trial_id)
         return Taken(trial.number, overrides)
 
-    def waiting_for_others(self) -> bool:
-        """Whether drivers that live have trials that are not finished."""
-        return any(
-            frozen.state is TrialState.RUNNING
+    def of_others(self) -> dict[int, str]:
+        """The trials that drivers that live have not finished: of each, which process sees to it."""
+        return {
+            frozen.number: frozen.user_attrs.get("process", "another process")
+            for frozen in self.trials()
+            if frozen.state is TrialState.RUNNING
             and frozen.user_attrs.get("driver") != self.driver
             and self.alive(frozen.user_attrs.get("driver"))
-            for frozen in self.trials()
-        )
+        }
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """Note how a trial of this study goes; returns whether it is to be ended. Trial 0, the reference, never is."""
+        """Note how a trial of this study goes; returns whether it is to be ended. Trial 0, the reference, never is.
+
+        Of a step that was judged before, the verdict stands.
+        """
         with self._asking(), quietly():
-            trial = self._mine.get(number) or Trial(self._study, self.trials()[number]._trial_id)
-            self._mine[number] = trial
+            frozen = self.trials()[number]
+            judged, ended = frozen.user_attrs.get(JUDGED, (0, False))
+            if step <= judged:
+                return ended and step == judged
+            trial = Trial(self._study, frozen._trial_id)
             trial.report(value, step)
-            return trial.should_prune() and number > 0  # asked for trial 0 too: asha compares others with it
+            ended = trial.should_prune() and number > 0  # asked for trial 0 too: asha compares others with it
+            trial.set_user_attr(JUDGED, (step, ended))
+            return ended
 
     def note_fault(self, number: int, why: str) -> None:
         """Keep why a trial is about to fail; "": it begins again."""
@@ -326,9 +340,10 @@ class Study:
     def _alone(self) -> Iterator[None]:
         """One driver at a time: of those that share the storage's file, or the server."""
         with ExitStack() as held:
-            held.enter_context(locked(self._locks / ALL))
+            what = f"study {self._name} in {self.url}"
+            held.enter_context(locked(self._locks / ALL, what=what))
             if self._server is not None:
-                held.enter_context(_locked_there(self._server, self._name))
+                held.enter_context(_locked_there(self._server, self._name, what))
             yield
 
 
@@ -392,10 +407,15 @@ def located(storage: str) -> str:
     """A storage as every process can open it: the file of a journal or of SQLite by its absolute path.
 
     Raises:
-        ConfigError: its file would lie on object storage.
+        ConfigError: its file would lie on object storage, or it is a database of a kind that cannot be shared.
     """
     file = _file_of(storage)
     if file is None:
+        if storage.partition(":")[0].partition("+")[0] not in _SERVERS:
+            raise ConfigError(
+                f"storage={without_password(storage)}: not known to a search; give postgresql://..., "
+                "mysql+pymysql://..., sqlite:///FILE or FILE.journal"
+            )
         return storage
     file = place(file).absolute()
     if origin(file):
@@ -445,19 +465,74 @@ def _beat_of(driver: str) -> str:
     return f"driver {driver}"
 
 
+@dataclass(frozen=True)
+class _Locks:
+    """How a kind of database server is asked for locks that end with the connection. Statements."""
+
+    take: str
+    """1 or true: it is held; 0 or false: it is not free."""
+    release: str
+    holder: str
+    """Who holds it."""
+
+
+_POSTGRESQL = _Locks(
+    "SELECT pg_try_advisory_lock(:key)",
+    "SELECT pg_advisory_unlock(:key)",
+    "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted "
+    "AND datname = current_database() AND (classid::bigint << 32 | objid::bigint) = :key",
+)
+# MariaDB knows no endless wait: to it, -1 is no number of seconds, and the lock is not held.
+_MYSQL = _Locks(
+    "SELECT GET_LOCK(CONCAT('sermll ', :key), 0)",
+    "SELECT RELEASE_LOCK(CONCAT('sermll ', :key))",
+    "SELECT CONCAT('a process at ', host) FROM information_schema.processlist "
+    "WHERE id = IS_USED_LOCK(CONCAT('sermll ', :key))",
+)
+_SERVERS: Mapping[str, _Locks] = {"postgresql": _POSTGRESQL, "mysql": _MYSQL, "mariadb": _MYSQL}
+
+
+def _server(url: str) -> sqlalchemy.Engine:
+    """A server as the locks see it: each connection is new, and ends where it is closed."""
+    of = sqlalchemy.make_url(url)
+    if of.get_backend_name() == "postgresql":  # where connections have names; elsewhere they are known by their ports
+        of = of.update_query_dict({"application_name": this_process()})
+    return sqlalchemy.create_engine(of, poolclass=sqlalchemy.NullPool)
+
+
 @contextmanager
-def _locked_there(server: sqlalchemy.Engine, name: str) -> Iterator[None]:
-    """Hold a lock of a database server, which ends with the connection, whatever happens to this process."""
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-    hold, release, named = (
-        ("SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)", key)
-        if server.name == "postgresql"
-        else ("SELECT GET_LOCK(:key, -1)", "SELECT RELEASE_LOCK(:key)", f"sermll {key}")
-    )
+def _locked_there(server: sqlalchemy.Engine, name: str, what: str) -> Iterator[None]:
+    """Hold a lock of a database server, which ends with the connection, whatever happens to this process.
+
+    Args:
+        server: see `_server`.
+        name: of the lock, among those of this database.
+        what: is waited for, told where that takes long.
+    """
+    locks = _SERVERS[server.dialect.name]
+    named = f"{server.url.database} {name}".encode()  # to MySQL, locks of all databases are one set
+    key = int.from_bytes(hashlib.sha256(named).digest()[:8], "big", signed=True)
+
+    def ask(connection: sqlalchemy.Connection, statement: str) -> Any:  # whatever the statement gives
+        return connection.scalar(sqlalchemy.text(statement), {"key": key})
+
+    def take(connection: sqlalchemy.Connection) -> bool:
+        answer = ask(connection, locks.take)
+        if answer is None:
+            raise StorageError(f"{what}: the database refuses a lock; look at its log")
+        return bool(answer)
+
+    def holder() -> str:
+        with server.connect() as connection:
+            return ask(connection, locks.holder) or ""
+
     with server.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sqlalchemy.text(hold), {"key": named})
+        if not take(connection):
+            with telling(what, holder):
+                while not take(connection):
+                    time.sleep(LOOK_S)
         yield
-        connection.execute(sqlalchemy.text(release), {"key": named})  # after a fault the connection's end does it
+        ask(connection, locks.release)  # after a fault the connection's end does it
 
 
 @contextmanager
@@ -471,8 +546,10 @@ def quietly() -> Iterator[None]:
 def _storage(url: str) -> optuna.storages.BaseStorage:
     if url.endswith(JOURNAL):
         return optuna.storages.JournalStorage(JournalFileBackend(url))
-    wait = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite:") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=wait)
+    if _file_of(url) is not None:
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_S}})
+    with _locked_there(_server(url), "tables", f"the tables of {without_password(url)}"):  # two would make the same
+        return optuna.storages.RDBStorage(url)
 
 
 def _sampler(rules: Rules, number: int) -> BaseSampler:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from sermll import calibration, metrics, results
+from sermll import calibration, checkpoint, metrics, results
 from sermll.bank import Bank
 from sermll.cluster import connected, here, room, share, summoned
 from sermll.config import Experiment
@@ -70,7 +70,9 @@ def run_trials(search: Search, inner: Inner, study: Study) -> None:
             with summoned(search.experiment.resources, bar.say):
                 _tune(search, inner, study, bar)
             waited = False
-            while left() > 0 and study.waiting_for_others():
+            while left() > 0 and (others := study.of_others()):
+                if not waited:
+                    bar.say("waiting for " + ", ".join(f"trial {number} of {who}" for number, who in others.items()))
                 waited = True
                 time.sleep(POLL_S)
             if left() == unfinished and not waited:  # a driver that was waited for may have died: its trial is ours
@@ -200,10 +202,14 @@ def _work(config: dict[str, Any], desk: Any, mark: Path, folds: Sequence[FoldDat
             fetch(Path(job.folder), without=CHECKPOINTS)  # another machine may have begun the trial
             if not job.finished:
                 Path(job.folder).mkdir(parents=True, exist_ok=True)
-                batches, encoder = stream, None
-                if opened is not None:
-                    batches, encoder = opened.batches, opened.stand_in(Experiment.model_validate(job.settings))
-                train_fold(job, folds[job.fold], batches, device, stop=stop, encoder=encoder)
+                begun, _ = checkpoint.newest(job.checkpoints, job.run)
+                history = begun.notes["history"] if begun else []
+                # A kill may have come between an epoch's checkpoint and its report, or between that and the end.
+                if not any(stop(history[: epoch + 1]) for epoch in range(len(history))):
+                    batches, encoder = stream, None
+                    if opened is not None:
+                        batches, encoder = opened.batches, opened.stand_in(Experiment.model_validate(job.settings))
+                    train_fold(job, folds[job.fold], batches, device, stop=stop, encoder=encoder)
             if not job.finished:
                 seconds += sum(row["train_s"] + row["eval_s"] for row in job.history())
                 told = {"note": "", "seconds": seconds}

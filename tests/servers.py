@@ -1,4 +1,4 @@
-"""Servers that tests start on this machine: PostgreSQL from its Debian package, MLflow in front of it."""
+"""Servers that tests start on this machine: PostgreSQL and MariaDB from their Debian packages, MLflow before one."""
 
 import os
 import pwd
@@ -9,7 +9,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,18 +45,18 @@ def _binaries() -> Path:
     return found[-1]
 
 
-def _unprivileged() -> str | None:
-    """Whom PostgreSQL runs as: it refuses root. None: whoever runs the tests."""
+def _unprivileged(user: str) -> str | None:
+    """Whom a server runs as that refuses root: `user` or nobody. None: whoever runs the tests."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
+    return user if user in names else "nobody"
 
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
     """A new PostgreSQL, with a password, on a port of the loopback interface."""
-    binaries, user = _binaries(), _unprivileged()
+    binaries, user = _binaries(), _unprivileged("postgres")
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     server = Postgres(free_port())
     (folder / "password").write_text(PASSWORD)
@@ -101,6 +101,78 @@ def database(server: Postgres, name: str) -> str:
         cursor.execute(f"CREATE DATABASE {name}")
     connection.close()
     return server.url(name)
+
+
+@dataclass(frozen=True)
+class Mariadb:
+    """A running MariaDB with one user, whose password stands in a file alone."""
+
+    port: int
+    options: Path
+
+    def url(self, database: str) -> str:
+        """For SQLAlchemy, without the password."""
+        return f"mysql+pymysql://me@127.0.0.1:{self.port}/{database}?read_default_file={self.options}"
+
+    def ask(self, statement: str, *values: object, database: str | None = None) -> tuple[tuple[object, ...], ...]:
+        """What a statement gives."""
+        import pymysql
+
+        with (
+            pymysql.connect(
+                host="127.0.0.1", port=self.port, user="me", password=PASSWORD, database=database, autocommit=True
+            ) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(statement, values)
+            return cursor.fetchall()
+
+
+@contextmanager
+def mariadb() -> Iterator[Mariadb]:
+    """A new MariaDB, with a password, on a port of the loopback interface."""
+    install, run = (shutil.which(name) for name in ("mariadb-install-db", "mariadbd"))
+    if not install or not run:
+        pytest.skip("MariaDB is not installed (no mariadb-install-db or mariadbd on PATH)")
+    pytest.importorskip("pymysql", reason="pymysql is not installed")
+    user, folder = _unprivileged("mysql"), Path(tempfile.mkdtemp(prefix="my"))
+    server = Mariadb(free_port(), folder / "me.cnf")
+    server.options.write_text(f"[client]\npassword={PASSWORD}\n")
+    server.options.chmod(0o600)
+    data = folder / "data"
+    data.mkdir()
+    folder.chmod(0o755)
+    (folder / "begin.sql").write_text(f"CREATE USER me@'%' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO me@'%';\n")
+    words: list[str] = []
+    if user:
+        shutil.chown(data, user)
+        words = [f"--user={user}"]
+    made = subprocess.run(
+        [install, "--no-defaults", f"--datadir={data}", "--skip-test-db", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    settings = [f"--datadir={data}", f"--port={server.port}", "--bind-address=127.0.0.1", f"--socket={data}/socket"]
+    settings += [f"--init-file={folder / 'begin.sql'}", "--innodb-flush-log-at-trx-commit=0"]
+    settings += ["--innodb-flush-method=nosync", "--innodb-doublewrite=0", "--sync-frm=0"]
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen([run, "--no-defaults", *settings, *words], stdout=log, stderr=subprocess.STDOUT)
+
+    def ready() -> bool:
+        assert process.poll() is None, (folder / "log").read_text()
+        with suppress(Exception):  # until it listens, and knows its user
+            return server.ask("SELECT 1") == ((1,),)
+        return False
+
+    try:
+        until(ready, START_S)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(folder)
 
 
 @dataclass

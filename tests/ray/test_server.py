@@ -1,4 +1,4 @@
-"""An MLflow server on PostgreSQL: many who send at once, a server that goes away, passwords; a study beside it."""
+"""An MLflow server on PostgreSQL: many who send at once, a server that goes away, passwords; studies beside it."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ import pytest
 import yaml
 from machines import until
 from runs import with_models, write_campaign, write_run
-from servers import PASSWORD, Mlflow, Postgres, database, postgres
+from servers import PASSWORD, Mariadb, Mlflow, Postgres, database, mariadb, postgres
 
-from sermll.config import Experiment, to_yaml
+from sermll.config import Experiment, to_yaml, without_password
 from sermll.files import read_json
 
 pytestmark = pytest.mark.cluster
@@ -28,6 +28,28 @@ def base() -> Iterator[Postgres]:
     """A PostgreSQL of our own."""
     with postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def maria() -> Iterator[Mariadb]:
+    """A MariaDB of our own."""
+    with mariadb() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["postgresql", "mariadb"])
+def new_database(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Makes an empty database; returns its URL."""
+    if request.param == "postgresql":
+        server = request.getfixturevalue("base")
+        return lambda name: database(server, name)
+    other = request.getfixturevalue("maria")
+
+    def make(name: str) -> str:
+        other.ask(f"CREATE DATABASE {name}")
+        return other.url(name)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +258,7 @@ def work(machine):
     with Study(folder, "x", sys.argv[2], Rules("tpe", "median", ("maximize",), 0, 1)) as study:
         study.begin([({}, {})])
         choose = lambda trial: {"x": trial.suggest_float("x", 0, 1)}
-        while (taken := study.take(64, choose)) or study.waiting_for_others():
+        while (taken := study.take(64, choose)) or study.of_others():
             if taken is None:
                 time.sleep(0.5)
                 continue
@@ -261,22 +283,69 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
 
 
-def test_eight_processes_share_one_study_on_postgresql(base: Postgres, tmp_path: Path) -> None:
+def test_eight_processes_share_one_study_on_a_server(new_database: Callable[[str], str], tmp_path: Path) -> None:
     from sermll.study import Rules, Study
 
-    url = database(base, "study")
+    url = new_database("study")
     told = subprocess.run(
         [sys.executable, "-c", STUDY, str(tmp_path), url], capture_output=True, text=True, timeout=400, check=False
     )
     assert told.returncode == 0, told.stderr
     with Study(tmp_path, "x", url, Rules("tpe", "median", ("maximize",), 0, 1)) as study:
         trials = study.trials()
-        assert study.url == url.replace(f"me:{PASSWORD}", "***")
+        assert study.url == without_password(url) and PASSWORD not in study.url
     assert [trial.number for trial in trials] == list(range(64))
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     assert [trial.values for trial in trials[1:]] == [[trial.params["x"]] for trial in trials[1:]]
     assert len(list(tmp_path.glob("died-*"))) == 4 and len({trial.user_attrs["driver"] for trial in trials}) > 4
     assert not holding(PASSWORD, tmp_path)
+
+
+OPENING = """
+import sys
+from pathlib import Path
+from sermll.study import Rules, Study
+
+Study(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Rules("tpe", "median", ("maximize",), 0, 1)).begin([({}, {})])
+"""
+
+
+def test_studies_that_open_a_new_database_at_once_make_its_tables_once(
+    new_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    url = new_database("tables")
+    command = [sys.executable, "-c", OPENING]
+    others = [
+        subprocess.Popen([*command, str(tmp_path / name), name, url], stderr=subprocess.PIPE, text=True)
+        for name in "abcd"
+    ]
+    told = [other.communicate(timeout=100)[1] for other in others]
+    assert [other.returncode for other in others] == [0] * 4, told
+
+
+def test_who_waits_for_a_study_is_told_by_whom_it_is_held(
+    new_database: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from sermll import storage
+    from sermll.study import Rules, Study
+
+    monkeypatch.setattr(storage, "QUIET_S", 0.2)
+    url = new_database("waiting")
+    rules = Rules("tpe", "median", ("maximize",), 0, 1)
+    with Study(tmp_path / "a", "x", url, rules) as one, Study(tmp_path / "b", "x", url, rules) as other:
+        with one._alone():
+            waiting = threading.Thread(target=other.take, args=(1, lambda trial: {}))
+            waiting.start()
+            time.sleep(2)
+            assert waiting.is_alive() and not other.trials()
+        waiting.join(20)
+        assert [trial.number for trial in other.trials()] == [0]
+    (told,) = capfd.readouterr().err.splitlines()
+    who = f"process {os.getpid()} on {os.uname().nodename}" if url.startswith("postgresql") else "a process at "
+    assert told.startswith(f"waiting for study x in {without_password(url)}: held by {who}"), told
 
 
 def test_a_search_on_postgresql_keeps_its_password_to_itself(base: Postgres, tiny_data: Path, tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 The slow path mixes sample by sample, looks for SNRs in a loop, and encodes each utterance alone.
 """
 
+import multiprocessing
+import os
 import pickle
 import shutil
+import time
 from collections import Counter, namedtuple
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import numpy as np
@@ -414,6 +418,45 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(
     calls.clear()
     again = Bank.build(tmp_path / "killed", pool, recipe, CPU)
     assert not calls and again.facts == resumed.facts
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("killed", [False, True])
+def test_processes_that_build_a_bank_at_once_encode_it_once_and_a_killed_one_leaves_nothing(
+    killed: bool, settings: Settings, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, pool = recipe_of(settings), pool_of(prepared)
+    alone = Bank.build(tmp_path / "alone", pool, recipe, CPU)
+    batches = len(np.unique(alone.entries["batch"]))
+    encode, log = bank_module._encode, tmp_path / "encoded"
+
+    def count(*arguments: Any) -> Any:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.02)  # so that the others come while one builds
+        if killed and len(log.read_text().split()) == batches // 2:
+            os.kill(os.getpid(), SIGKILL)
+        return encode(*arguments)
+
+    monkeypatch.setattr(bank_module, "_encode", count)
+    fork = multiprocessing.get_context("fork")  # a new interpreter takes seconds to load torch
+    builders = [fork.Process(target=Bank.build, args=(tmp_path / "banks", pool, recipe, CPU)) for _ in range(3)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(60)
+    assert Counter(builder.exitcode for builder in builders) == ({-SIGKILL: 1, 0: 2} if killed else {0: 3})
+    by_process = Counter(log.read_text().split())
+    largest = max(
+        Counter(shard for shard, _ in {*zip(alone.entries["shard"], alone.entries["batch"], strict=True)}).values()
+    )
+    assert len(by_process) == 1 + killed
+    assert batches <= by_process.total() <= batches + killed * largest  # of the shard that was broken off
+    monkeypatch.setattr(bank_module, "_encode", pytest.fail)
+    again = Bank.build(tmp_path / "banks", pool, recipe, CPU)
+    built, expected = contents(again.folder), contents(alone.folder)
+    assert built.pop(".building") and expected.pop(".building")  # who built it, and when
+    assert built == expected
 
 
 def test_the_key_names_weights_audio_and_settings_but_no_names(

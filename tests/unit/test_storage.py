@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,6 +166,29 @@ def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Path, "open", deny)
     with pytest.raises(StorageError, match=r"/y: .*Permission denied.* give a"), storage.locked(tmp_path / "y"):
         pass
+
+
+def test_who_waits_for_a_lock_is_told_once_by_whom_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(storage, "QUIET_S", 0.05)
+
+    def wait() -> None:
+        with storage.locked(tmp_path / "lock", what="the final runs") as held:
+            assert held
+
+    with storage.locked(tmp_path / "lock"):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.3)
+        assert waiting.is_alive()
+        with storage.locked(tmp_path / "lock", wait=False) as held:
+            assert not held
+    waiting.join(10)
+    wait()  # of a lock that is free nothing is told
+    (line,) = capsys.readouterr().err.splitlines()
+    who = f"process {os.getpid()} on {os.uname().nodename}, since "
+    assert line.startswith(f"waiting for the final runs: held by {who}") and line.endswith(" UTC")
 
 
 def test_a_cache_that_somebody_else_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,19 @@
 """A search's memory: proposals, dead drivers, early ends, fronts. No training, no Ray."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
+from sermll import study as study_module
 from sermll.errors import ConfigError, DataError, StorageError
 from sermll.space import Chooser
 from sermll.study import Rules, Study, finished, located
@@ -107,6 +111,67 @@ def test_files_of_storages_are_the_same_for_every_process(tmp_path: Path, monkey
         located("x.journal")
 
 
+@pytest.mark.parametrize("storage", ["oracle://me:s3cret@h/x", "postgres", "sqlite://", "x.db"])
+def test_storages_of_other_kinds_are_refused(storage: str) -> None:
+    with pytest.raises(ConfigError, match=r"not known to a search; give postgresql://") as refused:
+        located(storage)
+    assert "s3cret" not in str(refused.value)
+
+
+class FakeServer:
+    """A database server that answers what it is told to, and remembers what it was asked."""
+
+    def __init__(self, url: str, *answers: int | None) -> None:
+        self.url = sqlalchemy.make_url(url)
+        self.dialect = SimpleNamespace(name=self.url.get_backend_name())
+        self.answers, self.asked = list(answers), []
+
+    def connect(self) -> "FakeServer":
+        return self
+
+    def execution_options(self, **options: str) -> "FakeServer":
+        assert options == {"isolation_level": "AUTOCOMMIT"}
+        return self
+
+    def __enter__(self) -> "FakeServer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.asked.append("closed")
+
+    def scalar(self, statement: sqlalchemy.TextClause, values: dict[str, int]) -> int | None:
+        self.asked.append(f"{statement} {values['key']}")
+        return self.answers.pop(0)
+
+
+@pytest.mark.parametrize("url", ["postgresql://h/x", "mysql+pymysql://h/x", "mariadb+pymysql://h/x"])
+def test_a_lock_of_a_server_is_held_when_the_server_says_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "LOOK_S", 0.0)
+    server: Any = FakeServer(url, 0, 0, 1, 1)
+    with study_module._locked_there(server, "x", "study x"):
+        assert len(server.asked) == 3 and len(set(server.asked)) == 1
+    assert len(server.asked) == 5 and server.asked[3:] != server.asked[:2] and server.asked[4] == "closed"
+
+
+def test_a_server_that_refuses_a_lock_is_named() -> None:
+    server: Any = FakeServer("mysql+pymysql://h/x", None)  # as MariaDB says that something is wrong
+    with (
+        pytest.raises(StorageError, match="study x: the database refuses a lock"),
+        study_module._locked_there(server, "x", "study x"),
+    ):
+        raise AssertionError("the lock is not held")
+    assert server.asked[-1] == "closed"
+
+
+def test_locks_differ_between_databases_of_a_server() -> None:
+    asked = []
+    for database in "xyx":
+        server: Any = FakeServer(f"mysql+pymysql://h/{database}", 1, 1)
+        with study_module._locked_there(server, "name", "study"):
+            asked.append(server.asked[0])
+    assert asked[0] == asked[2] != asked[1]
+
+
 @pytest.mark.parametrize("storage", ["", "x.journal"])
 def test_a_trial_of_a_dead_driver_is_taken_over_and_one_of_a_living_driver_is_not(tmp_path: Path, storage: str) -> None:
     script = (
@@ -125,9 +190,10 @@ def test_a_trial_of_a_dead_driver_is_taken_over_and_one_of_a_living_driver_is_no
     held = process.stdout.readline()
     with open_study(tmp_path, storage=storage) as study:
         mine = study.take(9, choose)
-        assert mine and mine.number == 1 and study.waiting_for_others()
+        assert mine and mine.number == 1 and study.of_others()
+        assert study.of_others() == {0: f"process {process.pid} on {os.uname().nodename}"}
         process.communicate("die\n")
-        assert not study.waiting_for_others()
+        assert not study.of_others()
         taken = study.take(9, choose)
         assert taken and taken.number == 0 and str(taken.overrides) == held.strip()
         study.tell(0, [0.5], "", {"seconds": 1.0})
@@ -233,7 +299,7 @@ def test_importance_finds_what_matters_and_leaves_out_who_chose_nothing(tmp_path
         lambda study: study.begin([]),
         lambda study: study.trials(),
         lambda study: study.take(2, choose),
-        lambda study: study.waiting_for_others(),
+        lambda study: study.of_others(),
         lambda study: study.report(0, 1, 0.5),
         lambda study: study.note_fault(0, "out of memory"),
         lambda study: study.tell(0, [0.5], "", {}),
