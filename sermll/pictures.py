@@ -7,7 +7,7 @@ classes also differ in their marker. Values that are not finite are left out of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,6 +83,8 @@ _MARKS: Mapping[str, Mapping[str, Any]] = {
     "failed": {"marker": "x", "ms": 6, "mec": _WARNING, "mew": 1.6},
 }
 """Of trials, the same in every picture of a search."""
+_RING: Mapping[str, Any] = {"mec": _BEST, "mew": 2.2, "ms": 10.5}
+"""Around the best trial, where its colour tells its value."""
 
 
 class Bar(NamedTuple):
@@ -855,6 +857,8 @@ def slices(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal],
         goals: those of the search.
         index: of the goal that is drawn.
     """
+    from matplotlib.lines import Line2D
+
     shown = names[:MOST_PANELS]
     if len(shown) == 1:
         figure = _figure(5.4, 3.4)
@@ -862,6 +866,8 @@ def slices(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal],
     else:
         figure, panels = _small_panels(len(shown), most=4, ratio=0.86, share=False)
     values = _values(trials, index)
+    keys = _mark_keys(trials)
+    median = Line2D([], [], color=_INK, linewidth=1.4, label="median")
     margin = 0.08 * (values.max() - values.min()) or 1.0
     for number, (panel, name) in enumerate(zip(panels.flat, shown, strict=False)):
         having = [trial for trial in trials if name in trial.settings]
@@ -874,6 +880,7 @@ def slices(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal],
                 places[own] += 0.7 * scale.reach * np.linspace(-1, 1, len(own))  # so that equal values are told apart
                 ends = (middle - scale.reach, middle + scale.reach)
                 panel.hlines(np.median(heights[own]), *ends, color=_INK, linewidth=1.4, zorder=3.5)
+                keys = [*_mark_keys(trials), median]
         if scale.words and scale.numeric:
             panel.axvline(scale.border, color=_PALE, linewidth=1.0)
         _points(panel, having, places, heights)
@@ -888,7 +895,6 @@ def slices(trials: Sequence[Trial], names: Sequence[str], goals: Sequence[Goal],
         panel.grid(axis="y")
     for panel in panels[:, 0]:
         panel.set_ylabel(goals[index].label)
-    keys = _mark_keys(trials)
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2, handletextpad=0.2)
     return figure
 
@@ -1018,6 +1024,7 @@ def mixtures(trials: Sequence[Trial], weights: Mapping[str, NDArray[np.float64]]
         panel.set_visible(False)
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]])
     colours = _better(_values(trials, 0), goal)
+    told: set[int] = set()
     for panel, names in zip(panels.flat, triples, strict=False):
         panel.plot(*corners[[0, 1, 2, 0]].T, color=_GREY, linewidth=0.9, zorder=1)
         for share in (0.25, 0.5, 0.75):
@@ -1030,6 +1037,7 @@ def mixtures(trials: Sequence[Trial], weights: Mapping[str, NDArray[np.float64]]
         drawn = np.flatnonzero(np.isfinite(total) & (total > 0)).tolist()
         x, y = (stack[drawn] / total[drawn, None] @ corners).T
         _coloured(panel, [trials[row] for row in drawn], x, y, colours)
+        told.update(drawn)
         for place, name, where in zip(corners, names, ("left", "right", "center"), strict=True):
             shift, level = (-0.05, "top") if where != "center" else (0.04, "bottom")
             panel.text(
@@ -1039,7 +1047,7 @@ def mixtures(trials: Sequence[Trial], weights: Mapping[str, NDArray[np.float64]]
         panel.set_ylim(-0.13, 1.0)
         panel.set_aspect("equal")
         panel.set_axis_off()
-    _quality_bar(figure, panels, colours, goal)
+    _quality_bar(figure, panels, colours, goal, [trials[row] for row in told])
     return figure
 
 
@@ -1067,7 +1075,7 @@ def plane(trials: Sequence[Trial], across: str, up: str, goal: Goal) -> Figure:
     colours = _better(_values(trials, 0), goal)
     _coloured(axes, trials, places[0], places[1], colours)
     axes.grid()
-    _quality_bar(figure, axes, colours, goal)
+    _quality_bar(figure, axes, colours, goal, trials)
     return figure
 
 
@@ -1174,7 +1182,7 @@ def _coloured(
     """Finished trials in the colour of their value; a ring tells the best, a diamond the experiment as it stands."""
     for trial, left, foot, colour in zip(trials, x, y, colours.to_rgba(_values(trials, 0)), strict=True):
         best = trial.kind == "best"
-        ring = {"mec": _BEST, "mew": 2.2, "ms": 10.5} if best else {"mec": "white", "mew": 0.6, "ms": 8}
+        ring = _RING if best else {"mec": "white", "mew": 0.6, "ms": 8}
         axes.plot(left, foot, "o" if trial.number else "D", mfc=colour, **ring, zorder=4 if best else 3, clip_on=False)
 
 
@@ -1189,7 +1197,18 @@ def _better(values: NDArray[np.float64], goal: Goal) -> ScalarMappable:
     return ScalarMappable(Normalize(low - around, high + around), shades if goal.maximize else shades.reversed())
 
 
-def _quality_bar(figure: Figure, panels: Any, colours: ScalarMappable, goal: Goal) -> None:
+def _quality_bar(figure: Figure, panels: Any, colours: ScalarMappable, goal: Goal, trials: Collection[Trial]) -> None:
+    """What the colours and marks of `_coloured` mean."""
+    from matplotlib.lines import Line2D
+
+    marks: dict[str, Mapping[str, Any]] = {
+        "as it stands": {"marker": "D", "ms": 8, "mfc": _GREY, "mec": "white", "mew": 0.6},
+        "best": {"marker": "o", "mfc": "white", **_RING},
+    }
+    there = {"as it stands": any(not trial.number for trial in trials), "best": any(t.kind == "best" for t in trials)}
+    keys = [Line2D([], [], ls="", label=label, **mark) for label, mark in marks.items() if there[label]]
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=2, columnspacing=1.2, handletextpad=0.2)
     bar = figure.colorbar(colours, ax=panels, shrink=0.8, pad=0.03, aspect=28)
     bar.set_label(f"{goal.label}, darker is better")
     bar.outline.set_visible(False)

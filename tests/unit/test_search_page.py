@@ -462,6 +462,13 @@ def test_slices_have_logarithms_and_columns() -> None:
     assert [*dots.get_xdata()] == pytest.approx([0, 0.25, 0.5, 0.75, 1]) and [*dots.get_ydata()] == [50, 51, 52, 53, 54]
     assert [label.get_text() for label in words.get_xticklabels()] == ["a", "b"]
     assert words.lines[0].get_xdata()[1] > 0.5 > words.lines[0].get_xdata()[0]
+    assert "median" in legend_of(figure) and "median" not in legend_of(
+        figure_of(lambda: pictures.slices(drawn(), ("n",), GOALS, 0))
+    )
+
+
+def legend_of(figure: Any) -> list[str]:
+    return [label.get_text() for label in figure.legends[0].get_texts()]
 
 
 def test_scale_puts_words_below_numbers() -> None:
@@ -490,7 +497,10 @@ def test_mixtures_put_shares_into_triangles() -> None:
         "b": np.array([0.0, 2, 0, 1, 1]),
         "c": np.array([0.0, 0, 3, 1, 1]),
     }
-    figure = figure_of(lambda: pictures.mixtures(drawn(), weights, GOALS[0]))
+    trials = drawn()
+    trials[-1] = trials[-1]._replace(role="best")
+    figure = figure_of(lambda: pictures.mixtures(trials, weights, GOALS[0]))
+    assert legend_of(figure) == ["as it stands"]  # the best, of which nothing is drawn, is not explained
     points = [(*line.get_xdata(), *line.get_ydata()) for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
     assert points == [pytest.approx(one) for one in ((0, 0), (1, 0), (0.5, 0.75**0.5), (0.5, 0.75**0.5 / 3))]
 
