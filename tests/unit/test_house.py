@@ -117,4 +117,6 @@ def test_pictures_and_files_that_a_page_shows_exist(page: Path) -> None:
 
 
 def test_the_readme_leads_to_every_page() -> None:
-    assert {page.name for page in PAGES if page.parent.name == "docs"} <= set(re.findall(r"\]\(docs/([^)#]+)\)", README))
+    assert {page.name for page in PAGES if page.parent.name == "docs"} <= set(
+        re.findall(r"\]\(docs/([^)#]+)\)", README)
+    )
