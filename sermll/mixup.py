@@ -43,8 +43,7 @@ def draw_eam(
         probability: chance that an utterance is mixed, 0 to 1.
         snr_db: lowest and highest SNR in dB.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    choice, _, length, start, partner_start, snr = np.asarray(uniforms, dtype=np.float64).T
+    choice, _, length, start, partner_start, snr = uniforms.T
     partner = _draw_partners(uniforms)
     mixed = (choice < probability) & (partner >= 0) & (lengths >= 3)
 
@@ -69,9 +68,8 @@ def draw_lam(uniforms: NDArray[np.float64], lengths: NDArray[np.int64], probabil
         lengths: [n] samples of each utterance after cropping, at least 1.
         probability: chance that an utterance is mixed, 0 to 1.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
     partner = _draw_partners(uniforms)
-    mixed = (np.asarray(uniforms)[:, 0] < probability) & (partner >= 0)
+    mixed = (uniforms[:, 0] < probability) & (partner >= 0)
     nowhere = np.zeros(len(lengths), dtype=np.int64)
     return MixDraws(
         partner=np.where(mixed, partner, -1),
@@ -116,7 +114,7 @@ def eam(
 
     energy, added_energy = _energy(segment), _energy(added)
     if out is None:
-        out = np.array(signal, dtype=np.float32)
+        out = signal.copy()
     elif out is not signal:
         out[:] = signal
     if energy == 0 or added_energy == 0:
@@ -128,7 +126,7 @@ def eam(
     for first in range(0, mix_length, _PIECE):
         piece = added[first : first + _PIECE]
         mixed = out[start + first : start + first + len(piece)]
-        mixed += np.multiply(piece, scale, out=scaled[: len(piece)], dtype=np.float32)
+        mixed += np.multiply(piece, scale, out=scaled[: len(piece)])
     return out, float(1 / (1 + snr) * mix_length / len(signal))
 
 
@@ -182,10 +180,10 @@ def _draw_partners(uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
     n = len(uniforms)
     if n < 2:
         return np.full(n, -1)
-    others = _below(n - 1, np.asarray(uniforms, dtype=np.float64)[:, 1])
+    others = _below(n - 1, uniforms[:, 1])
     return others + (others >= np.arange(n))
 
 
-def _below(count: ArrayLike, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+def _below(count: int | NDArray[np.int64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
     """A uniform integer from 0 to count - 1; float64 numbers below 1 never round up to `count`."""
-    return np.floor(uniform * np.asarray(count)).astype(np.int64)
+    return np.floor(uniform * count).astype(np.int64)

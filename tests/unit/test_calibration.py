@@ -182,6 +182,7 @@ def test_one_speaker_has_no_interval() -> None:
         ([[np.nan, 1.0]], [0], "1 rows are no probabilities, the first is nan, 1"),
         ([[2.0, 1.0]], [0], "1 rows are no probabilities, the first is 2, 1"),
         ([[0.5, 0.5]], [2], "label 2 is outside 0 to 1"),
+        ([[0.5, 0.5]], [-1], "label -1 is outside 0 to 1"),
     ],
 )
 def test_what_are_no_probabilities_is_refused(probabilities: np.ndarray, labels: list[int], message: str) -> None:

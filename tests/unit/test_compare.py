@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
+from sermll import compare as comparing
 from sermll.cli import main
-from sermll.compare import compare, holm, paired_difference, text
+from sermll.compare import Difference, compare, holm, paired_difference, smallest_p, text, too_few, verdict
 from sermll.errors import DataError
 
 CLASSES = ("x", "y", "z")
@@ -116,16 +117,41 @@ def test_speakers_of_several_folds_are_swapped_and_drawn_in_all_of_them_at_once(
     np.testing.assert_allclose([found.low, found.high], interval, atol=0.012)
 
 
-def test_the_drawn_test_agrees_with_the_exact_one() -> None:
+def test_the_drawn_test_agrees_with_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     speakers = np.repeat(np.arange(14), 30)  # more than are enumerated
     labels = np.tile(np.arange(3), 140)
-    runs = [counts_of(labels, answers(rng, labels, np.full(420, skill)), speakers) for skill in (0.5, 0.55)]
+    runs = [counts_of(labels, answers(rng, labels, np.full(420, skill)), speakers) for skill in (0.5, 0.6)]
     folds = np.repeat([0, 1], 7)
     drawn = [paired_difference(runs[0], runs[1], folds, range(14), seed).p for seed in (0, 1)]
-    assert drawn[0] == pytest.approx(drawn[1], abs=0.02)
-    everything = paired_difference(runs[0][2:], runs[1][2:], folds[2:], range(12), 0)
-    assert 0 < everything.p <= 1
+    monkeypatch.setattr(comparing, "EXACT_SPEAKERS", 14)
+    exact = paired_difference(runs[0], runs[1], folds, range(14), 0).p
+    assert 0.02 < exact < 0.9
+    assert drawn == pytest.approx([exact, exact], abs=0.02)
+
+
+def test_the_test_is_two_sided(made: tuple[np.ndarray, ...]) -> None:
+    labels, speakers, first, second = made
+    one, other = (counts_of(labels, said, speakers) for said in (first, second))
+    better, worse = (paired_difference(*pair, FOLDS, range(10), 0, 100) for pair in ((one, other), (other, one)))
+    assert worse.value == pytest.approx(-better.value) and better.value > 0
+    assert worse.p == better.p < 0.05
+
+
+@pytest.mark.parametrize(("speakers", "expected"), [(2, 1 / 2), (5, 1 / 16), (6, 1 / 32), (12, 1 / 2048), (40, 1e-4)])
+def test_the_smallest_p_is_that_of_a_run_that_is_always_right(speakers: int, expected: float) -> None:
+    right, wrong = (np.tile(counts, (speakers, 1, 1)) for counts in (10 * np.eye(2), 10 * np.eye(2)[::-1]))
+    found = paired_difference(wrong, right, np.zeros(speakers), range(speakers), 0)
+    assert found.value == 1
+    assert found.p == smallest_p(speakers) == pytest.approx(expected, rel=1e-3)
+    assert bool(too_few(speakers)) == (expected >= 0.05)
+
+
+def test_verdicts_by_hand() -> None:
+    assert verdict(Difference(0.1, 0.01, 0.2, 0.01), 0.04) == "higher"
+    assert verdict(Difference(-0.1, -0.2, -0.01, 0.01), 0.04) == "lower"
+    for low, high, p in ((-0.01, 0.2, 0.04), (0.01, 0.2, 0.05), (0.0, 0.2, 0.01), (-0.2, 0.0, 0.01)):
+        assert verdict(Difference(0.1, low, high, 0.01), p) == "no difference shown"
 
 
 def test_the_interval_agrees_with_a_slow_bootstrap(made: tuple[np.ndarray, ...]) -> None:

@@ -24,6 +24,7 @@ from sermll.job import FoldJob
 from sermll.loop import (
     Average,
     Scores,
+    Sums,
     score,
     selection_scores,
     to_device,
@@ -72,6 +73,29 @@ def test_training_lowers_the_loss(settings: Settings, system: System) -> None:
     assert last["loss_kl"] < 0.7 * first["loss_kl"]
     terms = ("kl", "focal", "center", "supcon")
     assert first["loss"] == pytest.approx(sum(first[f"weight_{t}"] * first[f"loss_{t}"] for t in terms), rel=1e-5)
+
+
+def test_batches_of_an_epoch_add_up(settings: Settings) -> None:
+    torch.manual_seed(0)
+    still = ("optim.lr=1e-12", "optim.center_lr=1e-12", "model.encoder.dropout=0", "model.encoder.spec_augment=false")
+    system = System(settings(*still), 7)
+    step = steps_of(system, settings(*still))  # which does not move it: the losses are those of each batch alone
+    batches = [batch_of([4000] * 3, seed=1), batch_of([5000] * 2, seed=2, index=1)]
+    alone = [train_epoch(system, step, iter([(batch, 0.0)]), CPU, list("abc")).means() for batch in batches]
+    both = train_epoch(system, step, zip(batches, (0.25, 0.5), strict=True), CPU, list("abc"))
+    assert (both.batches, both.rows, both.waited_s) == (2, 5, 0.75) and both.train_s > 0
+    for name, value in both.means().items():
+        if "loss" in name or name == "grad_norm":
+            assert value == pytest.approx((alone[0][name] + alone[1][name]) / 2, rel=1e-3), name
+
+
+def test_means_of_an_epoch_by_hand_and_after_a_break() -> None:
+    terms = {"loss": 6.0, "kl": 3.0, "weight_kl": 1.5, "grad_norm": 9.0}
+    sums = Sums({name: torch.tensor(total) for name, total in terms.items()}, 3, 40, waited_s=0.5, train_s=2.0)
+    expected = {"loss": 2.0, "loss_kl": 1.0, "weight_kl": 0.5, "grad_norm": 3.0}
+    expected |= {"train_s": 2.0, "utterances_per_s": 20.0, "data_wait_share": 0.25}
+    assert sums.means() == expected
+    assert Sums.of(json.loads(json.dumps(sums.notes())), CPU).means() == expected
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])

@@ -212,6 +212,26 @@ def test_draw_by_hand_at_both_ends() -> None:
     np.testing.assert_allclose(drawn.snr_db, 10)
 
 
+def test_every_column_draws_one_thing() -> None:
+    lengths = np.array([11, 100, 40])
+    lowest = draw_eam(np.zeros((3, 6)), lengths, 1.0, SNR_DB)
+    columns = {1: "partner", 2: "mix_length", 3: "start", 4: "partner_start", 5: "snr_db"}
+    for column, name in columns.items():
+        uniforms = np.zeros((3, 6))
+        uniforms[:, column] = LAST
+        drawn = draw_eam(uniforms, lengths, 1.0, SNR_DB)
+        moved = {other for other in columns.values() if (getattr(drawn, other) != getattr(lowest, other)).any()}
+        assert moved == {name}
+
+
+def test_nobody_is_mixed_at_probability_zero() -> None:
+    for draws in (
+        draw_eam(np.zeros((3, 6)), np.full(3, 9), 0.0, SNR_DB),
+        draw_lam(np.zeros((3, 6)), np.full(3, 9), 0.0),
+    ):
+        np.testing.assert_array_equal(draws.partner, [-1, -1, -1])
+
+
 def test_draws_are_uniform() -> None:
     n = 60_000
     uniforms = np.random.default_rng(3).random((n, 6))
@@ -256,14 +276,16 @@ def test_nobody_to_mix_with(n: int) -> None:
 
 
 def test_draw_lam_takes_the_same_partners_whole() -> None:
-    lengths = np.arange(3, 43)
-    uniforms = np.random.default_rng(4).random((40, 6))
+    n = 4  # so few that the first utterance is a partner too
+    lengths = np.arange(3, 3 + n)
+    uniforms = np.random.default_rng(2).random((n, 6))
     energy_adaptive, label_adaptive = (
         draw_eam(uniforms, lengths, 0.5, SNR_DB),
         draw_lam(uniforms, lengths, 0.5),
     )
     np.testing.assert_array_equal(label_adaptive.partner, energy_adaptive.partner)
     mixed = label_adaptive.partner >= 0
+    assert 0 in label_adaptive.partner
     np.testing.assert_array_equal(label_adaptive.mix_length[mixed], lengths[label_adaptive.partner[mixed]])
     assert (label_adaptive.mix_length[~mixed] == 0).all()
     assert (label_adaptive.start == 0).all()

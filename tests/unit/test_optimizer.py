@@ -39,8 +39,10 @@ def test_without_centers_there_is_one_group_and_one_rate(settings: Settings) -> 
     assert set(set_rates(optimizer.param_groups, experiment.optim, 0)) == {"lr"}
 
 
-def test_every_parameter_is_in_one_group(settings: Settings, system: System) -> None:
-    grouped = [p for group in make_optimizer(system, settings().optim).param_groups for p in group["params"]]
+def test_every_parameter_is_in_one_group(optim: Any, system: System) -> None:
+    groups = make_optimizer(system, optim).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]  # centers are not drawn to zero
+    grouped = [p for group in groups for p in group["params"]]
     assert sorted(map(id, grouped)) == sorted(id(p) for p in system.parameters() if p.requires_grad)
 
 
@@ -75,6 +77,19 @@ def test_steps_equal_plain_ones(system: System, optim: Any) -> None:
         theirs.step()
     for one, two in zip(system.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("clip_norm", "factor"), [(2.0, 2 / 5), (5.1, 1.0), (1e6, 1.0)])
+def test_a_gradient_is_clipped_where_it_is_longer_and_never_stretched(clip_norm: float, factor: float) -> None:
+    """Told by the moments: Adam's steps hardly know how long gradients are."""
+    weight, still = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer = Adam([{"params": [one], "lr": 1.0, "weight_decay": 0.1} for one in (still, weight)])
+    weight.grad = torch.tensor([3.0, -4.0])
+    assert Step(optimizer, clip_norm).norm == 5
+    (moments,) = optimizer.state_dict()["state"].values()
+    torch.testing.assert_close(moments["exp_avg"], 0.1 * factor * torch.tensor([3.0, -4.0]))
+    torch.testing.assert_close(moments["exp_avg_sq"], 0.001 * factor**2 * torch.tensor([9.0, 16.0]))
+    assert torch.equal(still, torch.ones(2))  # a group without any gradient
 
 
 def test_steps_and_states_equal_those_of_torchs_fused_optimizer_to_the_bit(system: System, optim: Any) -> None:

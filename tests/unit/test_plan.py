@@ -46,7 +46,7 @@ def test_every_utterance_is_in_one_batch_of_every_epoch(count: int, mixup: EAM |
     batches = [made.batch(index) for index in range(made.num_batches)]
     assert sorted(np.concatenate(batches).tolist()) == list(range(count))
     sizes = [len(batch) for batch in batches]
-    assert max(sizes) <= 16 and max(sizes) - min(sizes) <= 1
+    assert len(sizes) == -(-count // 16) and max(sizes) <= 16 and max(sizes) - min(sizes) <= 1
 
 
 def test_the_plan_is_a_pure_function_and_fresh_every_epoch() -> None:
@@ -71,6 +71,20 @@ def test_what_happens_to_an_utterance_does_not_depend_on_its_batch() -> None:
     assert small.mix is not None and large.mix is not None
     np.testing.assert_array_equal(small.mix.partner, large.mix.partner)
     np.testing.assert_array_equal(small.crop_start, large.crop_start)
+
+
+def test_padding_by_hand() -> None:
+    made = eval_plan(np.arange(4), np.array([400, 100, 200, 300]), DATA, 2)
+    assert made.padding_share() == pytest.approx(2 * 100 / (2 * 200 + 2 * 400))  # 100 beside 200, 300 beside 400
+
+
+def test_a_batch_of_like_lengths_is_none_of_like_crops_or_of_the_mixed() -> None:
+    made = plan(np.full(1600, 16_000 * 7, np.int64), EAM(probability=0.5))
+    assert made.mix is not None
+    for index in range(made.num_batches):
+        batch = made.batch(index)
+        assert np.ptp(made.crop_start[batch]) > 6_000
+        assert 0 < np.count_nonzero(made.mix.partner[batch] >= 0) < len(batch)
 
 
 def test_padding_is_at_most_seven_percent_where_random_batches_pad_half() -> None:
@@ -111,6 +125,7 @@ def test_scoring_takes_everyone_once_and_the_middle_of_the_long() -> None:
     lengths = np.array([16_000, 16_000 * 40, 8_000])
     made = eval_plan(np.arange(3), lengths, DATA, 2)
     assert sorted(np.concatenate([made.batch(index) for index in range(made.num_batches)])) == [0, 1, 2]
+    assert made.crop_length.dtype == np.int64
     assert made.crop_length.tolist() == [16_000, 480_000, 8_000] and made.crop_start.tolist() == [
         0,
         80_000,

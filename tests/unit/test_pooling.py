@@ -84,6 +84,19 @@ def test_flam_equals_torch_multihead_attention(generator: torch.Generator, frame
     torch.testing.assert_close(refined[mask], (frames + attended)[mask], rtol=1e-10, atol=1e-10)
 
 
+def test_flam_starts_as_torch_multihead_attention() -> None:
+    torch.manual_seed(0)
+    module, reference = FrameLevelAttention(64, 4), nn.MultiheadAttention(64, 4)
+    for ours, theirs in (
+        (module.in_projection.weight, reference.in_proj_weight),
+        (module.out_projection.weight, reference.out_proj.weight),
+    ):
+        assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.01)  # both are uniform
+        assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.05)
+    torch.testing.assert_close(module.in_projection.bias, reference.in_proj_bias)
+    torch.testing.assert_close(module.out_projection.bias, reference.out_proj.bias)
+
+
 def test_flam_weights_without_attention_by_hand(frames: Tensor, mask: Tensor) -> None:
     module = FrameLevelAttention(DIM, HEADS).double()
     nn.init.zeros_(module.out_projection.weight)

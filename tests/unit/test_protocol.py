@@ -77,6 +77,12 @@ def test_the_next_session_is_dev_unless_told_otherwise() -> None:
         ("3F", "3M"),
         ("1F", "1M"),
     ]
+    uneven = table_of(["1F", "1M", "2F", "3F", "3M", "3N"], session=["1", "1", "2", "3", "3", "3"])
+    assert [fold.speakers["dev"] for fold in folds_of(uneven, folds="session")] == [
+        ("2F",),
+        ("3F", "3M", "3N"),
+        ("1F", "1M"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["hicmae", "emobox"])
@@ -104,6 +110,7 @@ def test_the_hash_tells_divisions_and_rules_apart(tmp_path: Path) -> None:
     one, two = (make_folds(Protocol(folds="speaker", dev_speakers=n), TABLE, {}, "speaker") for n in (1, 2))
     assert one.hash({}) != two.hash({})
     assert one.hash({"select": "last"}) != one.hash({"select": "dev_ua"})
+    assert one.hash({"select": "last", "dev": 1}) == one.hash({"dev": 1, "select": "last"})
     listed = [{split: list(fold.speakers[split]) for split in SPLITS} for fold in one.folds]
     same = make_folds(Protocol(folds=written(tmp_path / "mine.yaml", listed)), TABLE, {}, "speaker")
     assert same.name == "mine" and same.hash({}) == one.hash({})  # a name decides nothing
@@ -134,10 +141,12 @@ def test_unknown_lists_and_missing_sessions_are_refused() -> None:
 
 
 def test_a_file_of_speakers(tmp_path: Path) -> None:
-    path = written(tmp_path / "mine.yaml", [{"test": ["a"], "dev": ["b"]}, {"test": ["b"], "train": ["a", "c"]}])
+    listed = [{"test": ["a"], "dev": ["b"]}, {"test": ["b"], "train": ["a", "c"]}, {"test": ["c"], "dev": ["d"]}]
+    path = written(tmp_path / "mine.yaml", listed)
     assert [who(fold) for fold in folds_of(folds=path)] == [
         (("a",), ("b",), ("c", "d")),
         (("b",), ("c",), ("a",)),  # dev is the next one of those it may train on
+        (("c",), ("d",), ("a", "b")),
     ]
 
 
@@ -197,7 +206,7 @@ def test_a_random_split_of_utterances_shares_every_speaker(tmp_path: Path) -> No
     assert {(leak.kind, leak.sides) for leak in leaks} == {
         ("speaker", sides) for sides in (("train", "dev"), ("train", "test"), ("dev", "test"))
     }
-    assert len(leaks[1].members) == 24 and "train and test share 24 speakers (01, 02" in str(leaks[1])
+    assert len(leaks[1].members) == 24 and "train and test share 24 speakers (01, 02, 03, 04, 05, ...)" in str(leaks[1])
 
 
 def test_utterances_of_two_sides_are_found(tmp_path: Path) -> None:
@@ -324,12 +333,12 @@ def test_one_corpus_alone_has_no_folds_of_corpora(name: str) -> None:
 
 
 def test_joined_corpora_have_no_fold_lists_of_their_own() -> None:
-    for name in ("default", "hicmae"):
+    for name, table in (("default", THREE), ("hicmae", joined({"a": ["x"], "b": ["y", "z"]}))):
         with pytest.raises(
             ProtocolError,
             match=f"folds={name}: no such fold list; fold lists that fit these data: corpus, one_corpus, speaker",
         ):
-            make_folds(Protocol(folds=name), THREE, {}, "default")
+            make_folds(Protocol(folds=name), table, {}, "default")
     with pytest.raises(ProtocolError, match="not every utterance of these data tells one"):
         folds_of(joined({"a": ["x"], "b": ["y", "z"]}, session=["a/1", "a/1", *[None] * 4]), folds="session")
 

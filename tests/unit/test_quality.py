@@ -110,7 +110,7 @@ def test_coarse_rounding_of_a_soft_recording_is_no_clipping(speech: np.ndarray) 
 
 
 @pytest.mark.parametrize("edge_hz", [1_000, 3_400, 5_500, 7_000])
-@pytest.mark.parametrize("level", [0.1, 0.003])
+@pytest.mark.parametrize("level", [0.1, 0.003, 0.0003])
 def test_bandwidth_of_filtered_noise(edge_hz: float, level: float) -> None:
     low_pass = firwin(501, edge_hz, fs=16_000, window="blackman")
     quality = measure(to_int16(np.asarray(lfilter(low_pass, 1.0, noise(level)))), 16_000)
@@ -121,6 +121,12 @@ def test_bandwidth_of_white_noise_and_of_a_tone() -> None:
     assert measure(to_int16(noise()), 16_000).bandwidth_hz == 8_000
     assert measure(sine(0.5, 440.0), 16_000).bandwidth_hz == 500
     assert measure(to_int16(noise()), 8_000).bandwidth_hz == 4_000  # no file holds more than half its rate
+
+
+@pytest.mark.parametrize(("below_db", "expected_hz"), [(48.0, 6_000), (52.0, 500)])
+def test_bands_far_below_the_loudest_hold_no_sound(below_db: float, expected_hz: float) -> None:
+    low, high = sine(0.5, 437.5) / 32_768, sine(0.5, 5_906.25) / 32_768  # each in the midst of its band
+    assert measure(to_int16(low + 10 ** (-below_db / 20) * high), 16_000).bandwidth_hz == expected_hz
 
 
 @pytest.mark.parametrize("dither", [0.0, 1.0])

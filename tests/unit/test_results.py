@@ -1,5 +1,6 @@
 """Calibration of whole runs: fitted on dev, by fold, and kept in metrics.json."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -97,6 +98,27 @@ def test_a_gathered_run_can_be_reported_and_its_scores_are_those_of_its_counts(t
     confusion = loaded.confusion()
     assert confusion is not None
     np.testing.assert_array_equal(confusion, counts.sum(axis=0))
+    for row in loaded.scores["folds"]:
+        of_fold = counts[folds == row["fold"]].sum(axis=0)
+        np.testing.assert_array_equal(row["confusion"], of_fold)
+        assert row["recalls"] == pytest.approx((np.diag(of_fold) / of_fold.sum(axis=1)).tolist())
+
+
+def test_a_class_without_utterances_has_no_recall() -> None:
+    assert results.scores(np.array([[3.0, 1.0], [0.0, 0.0]]))["recalls"] == [0.75, None]
+
+
+def test_numbers_are_those_of_the_folds_until_one_is_finished_after_them(tmp_path: Path) -> None:
+    run = gathered(tmp_path / "demo-0123456789ab")
+    (run / "fold-3").mkdir()  # begun
+    assert results.gathered(run) and len(results.finished_folds(run)) == 3
+    written_ns = (run / "metrics.json").stat().st_mtime_ns
+    os.utime(run / "fold-1" / "result.json", ns=(0, written_ns + 1))
+    assert not results.gathered(run)
+    os.utime(run / "fold-1" / "result.json", ns=(0, 0))
+    assert results.gathered(run)
+    (run / "fold-1" / "result.json").unlink()
+    assert not results.gathered(run)
 
 
 def test_folds_of_another_version_are_named(tmp_path: Path) -> None:
