@@ -28,6 +28,8 @@ ACCENT = "#0b5c9e"
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222", "#8f8f8f")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "*")
 _INK, _GREY, _PALE, _WARNING = "#1d1d1f", "#6a6a6f", "#dfe1e5", "#b00020"
+_DOTTED: Mapping[str, Any] = {"color": _GREY, "linestyle": (0, (1, 2)), "linewidth": 1.2}
+"""Of chance, and of what others are compared with."""
 _MOST_SPEAKER_NAMES = 120
 _WIDTH_INCH = 8.6
 
@@ -238,8 +240,8 @@ def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], 
     for fold, epoch in sorted(chosen.items()):
         if fold in percent and epoch < len(percent[fold]):
             axes.plot(epoch + 1, percent[fold][epoch], "o", ms=7, mfc=colours[fold], mec="white", mew=1.1, zorder=5)
-    axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
-    axes.set_ylim(bottom=min(axes.get_ylim()[0], 100 * chance - 3))  # the line is not to lie on the frame
+    axes.axhline(100 * chance, **_DOTTED)
+    _above_the_frame(axes, chance)
     axes.set_xlabel("epoch")
     axes.set_ylabel("dev UA in %")
 
@@ -252,7 +254,7 @@ def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], 
         keys.append(Line2D([], [], color=_INK, linewidth=2.4, label="mean"))
     if chosen:
         keys.append(Line2D([], [], ls="", marker="o", ms=7, mfc=_GREY, mec="white", label="chosen epoch"))
-    keys.append(Line2D([], [], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2, label="chance"))
+    keys.append(Line2D([], [], **_DOTTED, label="chance"))
     figure.legend(handles=keys, loc="outside right center")
     return figure
 
@@ -277,7 +279,7 @@ def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int]
         axes.plot([place, place], [mean, percent[place]], color=_PALE, linewidth=1.2, zorder=1)
         axes.plot(place, percent[place], "o", ms=size_pt, mfc=colours[folds[index]], mec="white", mew=0.7, zorder=3)
     axes.axhline(mean, color=_INK, linewidth=1.2, zorder=2)
-    axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+    axes.axhline(100 * chance, **_DOTTED)
     axes.margins(x=0.5 / len(names) + 0.01)
     axes.set_ylim(min(100 * chance, percent.min()) - 6, min(104.0, percent.max() + 8))
     axes.set_ylabel("UA in %")
@@ -302,7 +304,7 @@ def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int]
             for fold, colour in colours.items()
         ]
     keys.append(Line2D([], [], color=_INK, linewidth=1.2, label=f"mean {mean:.1f} %"))
-    keys.append(Line2D([], [], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2, label="chance"))
+    keys.append(Line2D([], [], **_DOTTED, label="chance"))
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2)
     return figure
 
@@ -321,7 +323,7 @@ def reliability(panels: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figu
         some = bins["count"] > 0
         confidence, accuracy = (100 * bins[name][some] for name in ("confidence", "accuracy"))
         reach = np.abs([100 * bins[name][some] - accuracy for name in ("low", "high")])
-        share.plot([0, 100], [0, 100], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+        share.plot([0, 100], [0, 100], **_DOTTED)
         share.vlines(confidence, confidence, accuracy, color="#9cc3e3", linewidth=6, zorder=2)
         share.errorbar(confidence, accuracy, reach, fmt="o", ms=5, color=ACCENT, mec="white", elinewidth=1.2, zorder=3)
         share.set_title(title)
@@ -438,8 +440,8 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
                 differences.plot([low, high], [place, place], color=edge, linewidth=2.2, alpha=0.55)
                 differences.plot(middle, place, marker, ms=6.5, mfc=face, mec=edge, mew=1.2)
         if bars[0].ua is not None:
-            scores.axvline(100 * bars[0].ua[0], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=0)
-        differences.axvline(0, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=0)
+            scores.axvline(100 * bars[0].ua[0], **_DOTTED, zorder=0)
+        differences.axvline(0, **_DOTTED, zorder=0)
         scores.set_title(_short(title, 60))
         for axes in (scores, differences):
             axes.set_ylim(len(bars) - 0.4, -0.6)
@@ -487,7 +489,7 @@ def dev_curves(rows: Mapping[str, NDArray[np.float64]], chance: float) -> Figure
     figure, panels = _small_panels(len(shown), most=5, ratio=0.72, share=True)
     for panel, (name, values) in zip(panels.flat, shown, strict=False):
         reference = shown[0][1]
-        panel.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0)
+        panel.axhline(100 * chance, **_DOTTED)
         _line(panel, 100 * reference, "#a9a9ae", {"linewidth": 1.6})
         _line(panel, 100 * values, _INK if name == shown[0][0] else ACCENT, {"linewidth": 2.0})
         panel.set_title(_short(name, 26), fontsize=8.5, pad=4)
@@ -687,10 +689,11 @@ def noise_curves(
         axes.fill_between(levels, low, high, color=_INK, alpha=0.1, linewidth=0, zorder=1)
         axes.plot(levels, ua, color=_INK, linewidth=2.6, label="mean of noises", zorder=4)
     axes.axhline(100 * clean, color=ACCENT, linewidth=1.4, linestyle=(0, (6, 3)), label=f"clean {100 * clean:.1f} %")
-    axes.axhline(100 * chance, color=_GREY, linewidth=1.2, linestyle=(0, (1, 2)), label=f"chance {100 * chance:.1f} %")
+    axes.axhline(100 * chance, **_DOTTED, label=f"chance {100 * chance:.1f} %")
     axes.set_xticks(levels, [f"{level:g}".replace("-", "\u2212") for level in snr_db])
     axes.set_xlim(levels.max() + apart_db / 3, levels.min() - apart_db / 3)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    _above_the_frame(axes, chance)
     axes.set_xlabel("SNR in dB, active speech level over noise level")
     axes.set_ylabel("UA in %")
     axes.grid(axis="y")
@@ -1297,6 +1300,11 @@ def _lines(
 def _line(axes: Axes, values: NDArray[np.float64], colour: str, look: Mapping[str, Any]) -> None:
     alone = np.isfinite(values).sum() == 1  # a line through one point would not be seen
     axes.plot(np.arange(1, len(values) + 1), values, marker="o" if alone else None, ms=4, color=colour, **look)
+
+
+def _above_the_frame(axes: Axes, chance: float) -> None:
+    """Leave room below the line of chance, in 0..1, which would else lie on the axis where nothing is as low."""
+    axes.set_ylim(bottom=min(axes.get_ylim()[0], 100 * chance - 3))
 
 
 def _fold_colours(folds: Sequence[int]) -> dict[int, str]:
