@@ -405,6 +405,15 @@ def embedding(folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]]
     return figure
 
 
+_NOTHING_SHOWN = "no difference shown"
+_VERDICTS: Mapping[str, Mapping[str, Any]] = {
+    "higher": {"color": _PALETTE[0], "marker": ">", "mfc": _PALETTE[0]},
+    "lower": {"color": _PALETTE[1], "marker": "<", "mfc": _PALETTE[1]},
+    _NOTHING_SHOWN: {"color": _GREY, "marker": "o", "mfc": "white"},
+}
+"""Of differences in a forest plot."""
+
+
 def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
     """UA of every row with its interval and, beside it, the paired difference to the first row of its group.
 
@@ -414,31 +423,9 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
     heights = [len(bars) + 0.4 for _, bars in groups]
     figure = _figure(_WIDTH_INCH, 0.25 * sum(heights) + 0.42 * len(groups) + 0.75)
     panels = figure.subplots(len(groups), 2, squeeze=False, sharex="col", height_ratios=heights, width_ratios=(1.15, 1))
-    other = "no difference shown"
-    looks = {
-        "higher": (">", _PALETTE[0], _PALETTE[0]),
-        "lower": ("<", _PALETTE[1], _PALETTE[1]),
-        other: ("o", _GREY, "white"),
-    }
     for (scores, differences), (title, bars) in zip(panels, groups, strict=True):
         for place, bar in enumerate(bars):
-            ink = ACCENT if place else _INK
-            if bar.ua is None:
-                scores.text(
-                    0.02, place, "no number yet", transform=scores.get_yaxis_transform(), va="center", color=_GREY
-                )
-                continue
-            value, *ends = (None if one is None else 100 * one for one in bar.ua)
-            if ends[0] is not None:
-                scores.plot(ends, [place, place], color=ink, linewidth=2.2, alpha=0.45)
-            scores.plot(value, place, "o" if place else "D", ms=6.5 if place else 6, mfc=ink, mec="white", mew=0.8)
-            side = scores.get_yaxis_transform()
-            scores.text(1.01, place, f"{value:.1f}", transform=side, va="center", fontsize=8.5)
-            if bar.difference is not None:
-                middle, low, high = (100 * one for one in bar.difference)
-                marker, edge, face = looks.get(bar.verdict, looks[other])
-                differences.plot([low, high], [place, place], color=edge, linewidth=2.2, alpha=0.55)
-                differences.plot(middle, place, marker, ms=6.5, mfc=face, mec=edge, mew=1.2)
+            _forest_row(scores, differences, place, bar)
         if bars[0].ua is not None:
             scores.axvline(100 * bars[0].ua[0], **_DOTTED, zorder=0)
         differences.axvline(0, **_DOTTED, zorder=0)
@@ -453,7 +440,8 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
                 axes.axhspan(stripe - 0.5, stripe + 0.5, color="#f5f7f9", zorder=-1)
     panels[-1, 0].set_xlabel("UA in %")
     panels[-1, 1].set_xlabel("difference to the reference, in points")
-    if not any(bar.difference for _, bars in groups for bar in bars):
+    shown = {_verdict(bar) for _, bars in groups for bar in bars if bar.difference}
+    if not shown:
         for axes in panels[:, 1]:
             axes.set_visible(False)
         return figure
@@ -466,14 +454,32 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
         differences.annotate(
             "reference", (0, 0), (away_pt, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5
         )
-    shown = {bar.verdict if bar.verdict in looks else other for _, bars in groups for bar in bars if bar.difference}
-    keys = [
-        Line2D([], [], color=edge, marker=marker, ms=6.5, mfc=face, mec=edge, mew=1.2, label=label)
-        for label, (marker, edge, face) in looks.items()
-        if label in shown
-    ]
+    keys = [Line2D([], [], label=label, ms=6.5, mew=1.2, **look) for label, look in _VERDICTS.items() if label in shown]
     figure.legend(handles=keys, loc="outside lower right", ncols=len(keys), columnspacing=1.4)
     return figure
+
+
+def _forest_row(scores: Axes, differences: Axes, place: int, bar: Bar) -> None:
+    """One row of both columns; the reference has `place` 0."""
+    side = scores.get_yaxis_transform()  # x in parts of the panel, y in rows
+    if bar.ua is None:
+        scores.text(0.02, place, "no number yet", transform=side, va="center", color=_GREY)
+        return
+    ink = ACCENT if place else _INK
+    value, low, high = bar.ua
+    if low is not None and high is not None:
+        scores.plot([100 * low, 100 * high], [place, place], color=ink, linewidth=2.2, alpha=0.45)
+    scores.plot(100 * value, place, "o" if place else "D", ms=6.5 if place else 6, mfc=ink, mec="white", mew=0.8)
+    scores.text(1.01, place, f"{100 * value:.1f}", transform=side, va="center", fontsize=8.5)
+    if bar.difference is not None:
+        middle, low, high = (100 * one for one in bar.difference)
+        look = _VERDICTS[_verdict(bar)]
+        differences.plot([low, high], [place, place], color=look["color"], linewidth=2.2, alpha=0.55)
+        differences.plot(middle, place, ls="", ms=6.5, mew=1.2, **look)
+
+
+def _verdict(bar: Bar) -> str:
+    return bar.verdict if bar.verdict in _VERDICTS else _NOTHING_SHOWN
 
 
 def dev_curves(rows: Mapping[str, NDArray[np.float64]], chance: float) -> Figure:
