@@ -142,7 +142,7 @@ def _write_tables(found: Tally, out: Path) -> None:
 
 def _overview(found: Tally, out: Path) -> Iterator[Html]:
     yield tag("h1", found.campaign["name"])
-    axes = " x ".join(f"{len(values)} {axis}" for axis, values in found.campaign["axes"].items())
+    axes = " x ".join(f"{axis} ({len(values)})" for axis, values in found.campaign["axes"].items())
     yield tag("p", f"{axes}: {_progress(found)}.")
     headline, *sentences = _headline(found)
     yield tag("div", tag("span", headline, class_="score"), *(tag("div", line) for line in sentences), class_="result")

@@ -28,6 +28,8 @@ ACCENT = "#0b5c9e"
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222", "#8f8f8f")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "*")
 _INK, _GREY, _PALE, _WARNING = "#1d1d1f", "#6a6a6f", "#dfe1e5", "#b00020"
+_DOTTED: Mapping[str, Any] = {"color": _GREY, "linestyle": (0, (1, 2)), "linewidth": 1.2}
+"""Of chance, and of what others are compared with."""
 _MOST_SPEAKER_NAMES = 120
 _WIDTH_INCH = 8.6
 
@@ -238,8 +240,8 @@ def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], 
     for fold, epoch in sorted(chosen.items()):
         if fold in percent and epoch < len(percent[fold]):
             axes.plot(epoch + 1, percent[fold][epoch], "o", ms=7, mfc=colours[fold], mec="white", mew=1.1, zorder=5)
-    axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
-    axes.set_ylim(bottom=min(axes.get_ylim()[0], 100 * chance - 3))  # the line is not to lie on the frame
+    axes.axhline(100 * chance, **_DOTTED)
+    _above_the_frame(axes, chance)
     axes.set_xlabel("epoch")
     axes.set_ylabel("dev UA in %")
 
@@ -252,7 +254,7 @@ def dev_ua(folds: Mapping[int, NDArray[np.float64]], chosen: Mapping[int, int], 
         keys.append(Line2D([], [], color=_INK, linewidth=2.4, label="mean"))
     if chosen:
         keys.append(Line2D([], [], ls="", marker="o", ms=7, mfc=_GREY, mec="white", label="chosen epoch"))
-    keys.append(Line2D([], [], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2, label="chance"))
+    keys.append(Line2D([], [], **_DOTTED, label="chance"))
     figure.legend(handles=keys, loc="outside right center")
     return figure
 
@@ -277,7 +279,7 @@ def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int]
         axes.plot([place, place], [mean, percent[place]], color=_PALE, linewidth=1.2, zorder=1)
         axes.plot(place, percent[place], "o", ms=size_pt, mfc=colours[folds[index]], mec="white", mew=0.7, zorder=3)
     axes.axhline(mean, color=_INK, linewidth=1.2, zorder=2)
-    axes.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+    axes.axhline(100 * chance, **_DOTTED)
     axes.margins(x=0.5 / len(names) + 0.01)
     axes.set_ylim(min(100 * chance, percent.min()) - 6, min(104.0, percent.max() + 8))
     axes.set_ylabel("UA in %")
@@ -302,7 +304,7 @@ def speakers(names: Sequence[str], ua: NDArray[np.float64], folds: Sequence[int]
             for fold, colour in colours.items()
         ]
     keys.append(Line2D([], [], color=_INK, linewidth=1.2, label=f"mean {mean:.1f} %"))
-    keys.append(Line2D([], [], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2, label="chance"))
+    keys.append(Line2D([], [], **_DOTTED, label="chance"))
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2)
     return figure
 
@@ -321,7 +323,7 @@ def reliability(panels: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figu
         some = bins["count"] > 0
         confidence, accuracy = (100 * bins[name][some] for name in ("confidence", "accuracy"))
         reach = np.abs([100 * bins[name][some] - accuracy for name in ("low", "high")])
-        share.plot([0, 100], [0, 100], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+        share.plot([0, 100], [0, 100], **_DOTTED)
         share.vlines(confidence, confidence, accuracy, color="#9cc3e3", linewidth=6, zorder=2)
         share.errorbar(confidence, accuracy, reach, fmt="o", ms=5, color=ACCENT, mec="white", elinewidth=1.2, zorder=3)
         share.set_title(title)
@@ -403,6 +405,15 @@ def embedding(folds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.int64]]]
     return figure
 
 
+_NOTHING_SHOWN = "no difference shown"
+_VERDICTS: Mapping[str, Mapping[str, Any]] = {
+    "higher": {"color": _PALETTE[0], "marker": ">", "mfc": _PALETTE[0]},
+    "lower": {"color": _PALETTE[1], "marker": "<", "mfc": _PALETTE[1]},
+    _NOTHING_SHOWN: {"color": _GREY, "marker": "o", "mfc": "white"},
+}
+"""Of differences in a forest plot."""
+
+
 def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
     """UA of every row with its interval and, beside it, the paired difference to the first row of its group.
 
@@ -412,34 +423,12 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
     heights = [len(bars) + 0.4 for _, bars in groups]
     figure = _figure(_WIDTH_INCH, 0.25 * sum(heights) + 0.42 * len(groups) + 0.75)
     panels = figure.subplots(len(groups), 2, squeeze=False, sharex="col", height_ratios=heights, width_ratios=(1.15, 1))
-    other = "no difference shown"
-    looks = {
-        "higher": (">", _PALETTE[0], _PALETTE[0]),
-        "lower": ("<", _PALETTE[1], _PALETTE[1]),
-        other: ("o", _GREY, "white"),
-    }
     for (scores, differences), (title, bars) in zip(panels, groups, strict=True):
         for place, bar in enumerate(bars):
-            ink = ACCENT if place else _INK
-            if bar.ua is None:
-                scores.text(
-                    0.02, place, "no number yet", transform=scores.get_yaxis_transform(), va="center", color=_GREY
-                )
-                continue
-            value, *ends = (None if one is None else 100 * one for one in bar.ua)
-            if ends[0] is not None:
-                scores.plot(ends, [place, place], color=ink, linewidth=2.2, alpha=0.45)
-            scores.plot(value, place, "o" if place else "D", ms=6.5 if place else 6, mfc=ink, mec="white", mew=0.8)
-            side = scores.get_yaxis_transform()
-            scores.text(1.01, place, f"{value:.1f}", transform=side, va="center", fontsize=8.5)
-            if bar.difference is not None:
-                middle, low, high = (100 * one for one in bar.difference)
-                marker, edge, face = looks.get(bar.verdict, looks[other])
-                differences.plot([low, high], [place, place], color=edge, linewidth=2.2, alpha=0.55)
-                differences.plot(middle, place, marker, ms=6.5, mfc=face, mec=edge, mew=1.2)
+            _forest_row(scores, differences, place, bar)
         if bars[0].ua is not None:
-            scores.axvline(100 * bars[0].ua[0], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=0)
-        differences.axvline(0, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0, zorder=0)
+            scores.axvline(100 * bars[0].ua[0], **_DOTTED, zorder=0)
+        differences.axvline(0, **_DOTTED, zorder=0)
         scores.set_title(_short(title, 60))
         for axes in (scores, differences):
             axes.set_ylim(len(bars) - 0.4, -0.6)
@@ -451,7 +440,8 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
                 axes.axhspan(stripe - 0.5, stripe + 0.5, color="#f5f7f9", zorder=-1)
     panels[-1, 0].set_xlabel("UA in %")
     panels[-1, 1].set_xlabel("difference to the reference, in points")
-    if not any(bar.difference for _, bars in groups for bar in bars):
+    shown = {_verdict(bar) for _, bars in groups for bar in bars if bar.difference}
+    if not shown:
         for axes in panels[:, 1]:
             axes.set_visible(False)
         return figure
@@ -464,14 +454,32 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Figure:
         differences.annotate(
             "reference", (0, 0), (away_pt, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5
         )
-    shown = {bar.verdict if bar.verdict in looks else other for _, bars in groups for bar in bars if bar.difference}
-    keys = [
-        Line2D([], [], color=edge, marker=marker, ms=6.5, mfc=face, mec=edge, mew=1.2, label=label)
-        for label, (marker, edge, face) in looks.items()
-        if label in shown
-    ]
+    keys = [Line2D([], [], label=label, ms=6.5, mew=1.2, **look) for label, look in _VERDICTS.items() if label in shown]
     figure.legend(handles=keys, loc="outside lower right", ncols=len(keys), columnspacing=1.4)
     return figure
+
+
+def _forest_row(scores: Axes, differences: Axes, place: int, bar: Bar) -> None:
+    """One row of both columns; the reference has `place` 0."""
+    side = scores.get_yaxis_transform()  # x in parts of the panel, y in rows
+    if bar.ua is None:
+        scores.text(0.02, place, "no number yet", transform=side, va="center", color=_GREY)
+        return
+    ink = ACCENT if place else _INK
+    value, low, high = bar.ua
+    if low is not None and high is not None:
+        scores.plot([100 * low, 100 * high], [place, place], color=ink, linewidth=2.2, alpha=0.45)
+    scores.plot(100 * value, place, "o" if place else "D", ms=6.5 if place else 6, mfc=ink, mec="white", mew=0.8)
+    scores.text(1.01, place, f"{100 * value:.1f}", transform=side, va="center", fontsize=8.5)
+    if bar.difference is not None:
+        middle, low, high = (100 * one for one in bar.difference)
+        look = _VERDICTS[_verdict(bar)]
+        differences.plot([low, high], [place, place], color=look["color"], linewidth=2.2, alpha=0.55)
+        differences.plot(middle, place, ls="", ms=6.5, mew=1.2, **look)
+
+
+def _verdict(bar: Bar) -> str:
+    return bar.verdict if bar.verdict in _VERDICTS else _NOTHING_SHOWN
 
 
 def dev_curves(rows: Mapping[str, NDArray[np.float64]], chance: float) -> Figure:
@@ -487,7 +495,7 @@ def dev_curves(rows: Mapping[str, NDArray[np.float64]], chance: float) -> Figure
     figure, panels = _small_panels(len(shown), most=5, ratio=0.72, share=True)
     for panel, (name, values) in zip(panels.flat, shown, strict=False):
         reference = shown[0][1]
-        panel.axhline(100 * chance, color=_GREY, linestyle=(0, (1, 2)), linewidth=1.0)
+        panel.axhline(100 * chance, **_DOTTED)
         _line(panel, 100 * reference, "#a9a9ae", {"linewidth": 1.6})
         _line(panel, 100 * values, _INK if name == shown[0][0] else ACCENT, {"linewidth": 2.0})
         panel.set_title(_short(name, 26), fontsize=8.5, pad=4)
@@ -687,10 +695,11 @@ def noise_curves(
         axes.fill_between(levels, low, high, color=_INK, alpha=0.1, linewidth=0, zorder=1)
         axes.plot(levels, ua, color=_INK, linewidth=2.6, label="mean of noises", zorder=4)
     axes.axhline(100 * clean, color=ACCENT, linewidth=1.4, linestyle=(0, (6, 3)), label=f"clean {100 * clean:.1f} %")
-    axes.axhline(100 * chance, color=_GREY, linewidth=1.2, linestyle=(0, (1, 2)), label=f"chance {100 * chance:.1f} %")
+    axes.axhline(100 * chance, **_DOTTED, label=f"chance {100 * chance:.1f} %")
     axes.set_xticks(levels, [f"{level:g}".replace("-", "\u2212") for level in snr_db])
     axes.set_xlim(levels.max() + apart_db / 3, levels.min() - apart_db / 3)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    _above_the_frame(axes, chance)
     axes.set_xlabel("SNR in dB, active speech level over noise level")
     axes.set_ylabel("UA in %")
     axes.grid(axis="y")
@@ -1297,6 +1306,11 @@ def _lines(
 def _line(axes: Axes, values: NDArray[np.float64], colour: str, look: Mapping[str, Any]) -> None:
     alone = np.isfinite(values).sum() == 1  # a line through one point would not be seen
     axes.plot(np.arange(1, len(values) + 1), values, marker="o" if alone else None, ms=4, color=colour, **look)
+
+
+def _above_the_frame(axes: Axes, chance: float) -> None:
+    """Leave room below the line of chance, in 0..1, which would else lie on the axis where nothing is as low."""
+    axes.set_ylim(bottom=min(axes.get_ylim()[0], 100 * chance - 3))
 
 
 def _fold_colours(folds: Sequence[int]) -> dict[int, str]:

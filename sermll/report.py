@@ -186,14 +186,9 @@ def load(path: Path) -> Run:
             results[number] = _read_json(result, dict)
         if (why := failure(path / f"fold-{number}")) is not None:
             failures[number] = why
-    scores = _read_json(path / "metrics.json", dict) if (path / "metrics.json").is_file() else None
-    if scores is not None:
-        with naming(path / "metrics.json"):
-            for fold in scores["folds"]:
-                if np.shape(fold["confusion"]) != (len(classes), len(classes)):
-                    shape = np.shape(fold["confusion"])
-                    raise ValueError(f"the confusion matrix is {shape}, with {len(classes)} classes")
-                results[int(fold["fold"])] = results.get(int(fold["fold"]), {}) | fold
+    scores = _read_scores(path / "metrics.json", classes) if (path / "metrics.json").is_file() else None
+    for fold in scores["folds"] if scores else []:
+        results[int(fold["fold"])] = results.get(int(fold["fold"]), {}) | fold
     parquet = path / "predictions.parquet"
     predictions = _read_predictions(parquet, classes) if parquet.is_file() else None
     if predictions is not None and not np.isfinite(predictions.embeddings).all():
@@ -211,6 +206,16 @@ def _of_kind(kind: type[_T], path: Path, value: object) -> _T:
     if not isinstance(value, kind):
         raise DataError(f"{path}: damaged (a {type(value).__name__} where a {kind.__name__} should be)")
     return value
+
+
+def _read_scores(path: Path, classes: Sequence[str]) -> Json:
+    scores = _read_json(path, dict)
+    with naming(path):
+        for fold in scores["folds"]:
+            _ = int(fold["fold"])
+            if np.shape(fold["confusion"]) != (len(classes), len(classes)):
+                raise ValueError(f"the confusion matrix is {np.shape(fold['confusion'])}, with {len(classes)} classes")
+    return scores
 
 
 def _label_notes(data: Json) -> Iterator[str]:

@@ -541,7 +541,7 @@ def test_numbers_can_be_read_on_every_shade() -> None:
 
 def test_chance_is_seen_where_nothing_is_as_low() -> None:
     figure = drawn(lambda: pictures.dev_ua({0: np.array([0.265, 0.58])}, {0: 1}, 0.25))
-    assert figure.axes[0].get_ylim()[0] < 24
+    assert figure.axes[0].get_ylim()[0] <= 22
 
 
 def test_small_matrices_have_a_frame_around_cells_of_zero() -> None:

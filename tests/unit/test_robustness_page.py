@@ -185,6 +185,7 @@ def test_picture_goes_from_little_noise_to_much() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["20", "0", "\u22125"]
     left, right = axes.get_xlim()
     assert left > 20 and right < -5
+    assert axes.get_ylim()[0] <= 22  # chance, 25 %, does not lie on the frame
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert set(lines) == {"rain", "street", "mean of noises", "clean 70.0 %", "chance 25.0 %"}
     assert lines["street"].get_ydata() == pytest.approx([59.0, 49.0, 39.0])
