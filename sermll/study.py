@@ -555,7 +555,7 @@ def _storage(url: str) -> optuna.storages.BaseStorage:
     if _file_of(url) is not None:
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_S}})
     with _locked_there(_server(url), "tables", f"the tables of {without_password(url)}"):  # two would make the same
-        return optuna.storages.RDBStorage(url)
+        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # it may have begun anew
 
 
 def _sampler(rules: Rules, number: int) -> BaseSampler:
