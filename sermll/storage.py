@@ -33,6 +33,8 @@ IN_NO_URI = re.compile(r"[^A-Za-z0-9._~/!$&'()*+,;=:@-]")
 """What is no part of a URI's path (RFC 3986), or would be decoded on the way."""
 PATIENCE_S = 180.0
 """How long storage that does not answer is asked again."""
+GOOGLE_RETRIES_S = 20.0
+"""How long Google's client asks again by itself, each time."""
 SHARED_S, LOOK_S = 10.0, 0.5
 """How long, and how often, a machine looks for what another has made on storage that they share."""
 PASSING = ("network_connection", "slow_down", "service_unavailable", "internal_failure", "timeout", "timed out", "curl")
@@ -286,14 +288,15 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     uri = origin(path)
     if uri:
+        import pyarrow.fs as fs
 
         def delete() -> None:
             system, key = _open(uri)
             with suppress(FileNotFoundError):
                 if system.get_file_info(key).is_file:
                     system.delete_file(key)
-                system.delete_dir_contents(key, missing_dir_ok=True)
-                system.delete_dir(key)  # an object itself, where somebody has made one
+                if system.get_file_info(key).type == fs.FileType.Directory:  # to Google's storage, none is an error
+                    system.delete_dir(key)
 
         _patiently(uri, delete)
 
@@ -342,7 +345,9 @@ def _open(uri: str) -> tuple[Any, str]:
 def _system(scheme: str, bucket: str) -> Any:
     import pyarrow.fs as fs
 
-    return fs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
+    # Google's client asks again for a quarter of an hour before it says a word.
+    limit = f"?retry_limit_seconds={GOOGLE_RETRIES_S:g}" if scheme == "gs" else ""
+    return fs.FileSystem.from_uri(f"{scheme}://{bucket}{limit}")[0]
 
 
 def _patiently(uri: str, do: Any) -> Any:  # whatever `do` gives

@@ -195,10 +195,13 @@ class Study:
     def report(self, number: int, step: int, value: float) -> bool:
         """Note how a trial of this study goes; returns whether it is to be ended. Trial 0, the reference, never is.
 
-        Of a step that was judged before, the verdict stands.
+        Of a step that was judged before, the verdict stands. A trial that another driver has taken over and ended, for
+        this one was silent too long, is to be ended here, too.
         """
         with self._asking(), quietly():
             frozen = self.trials()[number]
+            if frozen.state.is_finished():
+                return True
             judged, ended = frozen.user_attrs.get(JUDGED, (0, False))
             if step <= judged:
                 return ended and step == judged
@@ -211,11 +214,12 @@ class Study:
     def note_fault(self, number: int, why: str) -> None:
         """Keep why a trial is about to fail; "": it begins again."""
         with self._asking():
-            if self.trials()[number].user_attrs.get("fault", "") != why:
-                Trial(self._study, self.trials()[number]._trial_id).set_user_attr("fault", why)
+            frozen = self.trials()[number]
+            if not frozen.state.is_finished() and frozen.user_attrs.get("fault", "") != why:
+                Trial(self._study, frozen._trial_id).set_user_attr("fault", why)
 
     def tell(self, number: int, values: Sequence[float] | None, note: str, facts: Mapping[str, Any]) -> None:
-        """End a trial of this driver.
+        """End a trial of this driver, unless another has taken it over and ended it.
 
         Args:
             number: which.
@@ -225,10 +229,12 @@ class Study:
         """
         trial = self._mine[number]
         state = TrialState.COMPLETE if values is not None else TrialState.FAIL if note else TrialState.PRUNED
-        with self._asking(), quietly():
+        with self._asking(), self._alone(), quietly():
+            if self.trials()[number].state.is_finished():
+                return
             for key, value in {**facts, "note": note}.items():
                 trial.set_user_attr(key, value)
-            self._study.tell(number, values, state=state, skip_if_finished=True)
+            self._study.tell(number, values, state=state)
 
     def best(self) -> int | None:
         """The trial to go on with: the best one; with several objectives, the best by the first of the Pareto front."""
@@ -549,7 +555,7 @@ def _storage(url: str) -> optuna.storages.BaseStorage:
     if _file_of(url) is not None:
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_S}})
     with _locked_there(_server(url), "tables", f"the tables of {without_password(url)}"):  # two would make the same
-        return optuna.storages.RDBStorage(url)
+        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # it may have begun anew
 
 
 def _sampler(rules: Rules, number: int) -> BaseSampler:

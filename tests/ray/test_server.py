@@ -14,6 +14,7 @@ import yaml
 from machines import until
 from runs import with_models, write_campaign, write_run
 from servers import PASSWORD, Mariadb, Mlflow, Postgres, database, mariadb, postgres
+from sqlalchemy import create_engine, text
 
 from sermll.config import Experiment, to_yaml, without_password
 from sermll.files import read_json
@@ -346,6 +347,19 @@ def test_who_waits_for_a_study_is_told_by_whom_it_is_held(
     (told,) = capfd.readouterr().err.splitlines()
     who = f"process {os.getpid()} on {os.uname().nodename}" if url.startswith("postgresql") else "a process at "
     assert told.startswith(f"waiting for study x in {without_password(url)}: held by {who}"), told
+
+
+def test_a_server_that_was_started_again_between_two_questions_is_not_noticed(base: Postgres, tmp_path: Path) -> None:
+    from sermll.study import Rules, Study
+
+    url = database(base, "again")
+    with Study(tmp_path, "x", url, Rules("tpe", "median", ("maximize",), 0, 1)) as study:
+        assert not study.trials()
+        with create_engine(base.url()).connect() as connection:
+            ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'again'"
+            assert connection.scalar(text(ended))
+        taken = study.take(1, lambda trial: {})
+        assert taken and taken.number == 0
 
 
 def test_a_search_on_postgresql_keeps_its_password_to_itself(base: Postgres, tiny_data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.fs as fs
 import pytest
 import yaml
 from bucket import object_storage
@@ -355,6 +356,54 @@ def test_storage_that_is_away_is_asked_again_and_then_named(
     with pytest.raises(StorageError, match=r"s3://lab/x: the storage refuses or does not answer.*NETWORK_CONNECTION"):
         fetch(place("s3://lab/x"))
     storage._system.cache_clear()
+
+
+def test_googles_storage_that_is_away_is_named_in_time(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("CLOUD_STORAGE_EMULATOR_ENDPOINT", "GCE_METADATA_ROOT"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9" if name.startswith("CLOUD") else "127.0.0.1:9")
+    monkeypatch.setattr(storage, "GOOGLE_RETRIES_S", 0.5)
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.5)
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"gs://lab/x: the storage refuses or does not answer, asked for 0\.5 s"):
+        fetch(place("gs://lab/x"))
+    assert time.monotonic() - began < 20
+
+
+class GoogleFolders:
+    """Google's storage as Arrow shows it: to delete a folder that is not there is a fault."""
+
+    def __init__(self, *files: str) -> None:
+        self.files = set(files)
+
+    def get_file_info(self, path: str) -> fs.FileInfo:
+        if path in self.files:
+            return fs.FileInfo(path, fs.FileType.File, size=1)
+        inside = any(file.startswith(f"{path}/") for file in self.files)
+        return fs.FileInfo(path, fs.FileType.Directory if inside else fs.FileType.NotFound)
+
+    def delete_file(self, path: str) -> None:
+        self.files.remove(path)
+
+    def delete_dir(self, path: str) -> None:
+        if self.get_file_info(path).type != fs.FileType.Directory:
+            raise OSError(f"No such directory: {path}")
+        self.files = {file for file in self.files if not file.startswith(f"{path}/")}
+
+
+@pytest.mark.parametrize(
+    ("removed", "kept"),
+    [("file", {"lab/x/file2", "lab/x/sub/a"}), ("sub", {"lab/x/file", "lab/x/file2"}), ("absent", None)],
+)
+def test_files_folders_and_what_is_not_there_are_removed_from_googles_storage(
+    removed: str, kept: set[str] | None, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = GoogleFolders("lab/x/file", "lab/x/file2", "lab/x/sub/a")
+    before = set(folders.files)
+    monkeypatch.setattr(storage, "_system", lambda scheme, bucket: folders)
+    remove(place(f"gs://lab/x/{removed}"))
+    assert folders.files == (before if kept is None else kept)
 
 
 def test_a_denied_access_and_a_missing_bucket_are_told_at_once(

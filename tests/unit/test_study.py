@@ -202,6 +202,23 @@ def test_a_trial_of_a_dead_driver_is_taken_over_and_one_of_a_living_driver_is_no
         assert left and left.number == 2 and len(study.trials()) == 3
 
 
+def test_a_driver_that_was_silent_too_long_leaves_its_trial_to_who_has_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_study(tmp_path) as stalled, open_study(tmp_path) as other:
+        assert stalled.take(2, choose)
+        monkeypatch.setattr(other, "alive", lambda driver: False)
+        taken = other.take(2, choose)
+        assert taken and taken.number == 0
+        other.tell(0, [0.5], "", {"seconds": 1.0})
+        assert stalled.report(0, 1, 0.1)  # it need not go on
+        stalled.note_fault(0, "lost")
+        stalled.tell(0, None, "lost", {"seconds": 9.0})
+        (trial,) = other.trials()
+        assert trial.values == [0.5] and not trial.intermediate_values
+        assert trial.user_attrs["note"] == "" and trial.user_attrs["seconds"] == 1.0 and "fault" not in trial.user_attrs
+
+
 def test_ends_are_told_apart(tmp_path: Path) -> None:
     with open_study(tmp_path) as study:
         for _ in range(3):
