@@ -202,6 +202,8 @@ class Study:
             frozen = self.trials()[number]
             if frozen.state.is_finished():
                 return True
+            if len(self._rules.directions) > 1:  # no trial is ended then, and Optuna takes no steps
+                return False
             judged, ended = frozen.user_attrs.get(JUDGED, (0, False))
             if step <= judged:
                 return ended and step == judged

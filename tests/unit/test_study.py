@@ -219,6 +219,15 @@ def test_a_driver_that_was_silent_too_long_leaves_its_trial_to_who_has_ended_it(
         assert trial.user_attrs["note"] == "" and trial.user_attrs["seconds"] == 1.0 and "fault" not in trial.user_attrs
 
 
+def test_trials_for_several_objectives_are_never_ended(tmp_path: Path) -> None:
+    with open_study(tmp_path, Rules("tpe", "none", ("maximize", "minimize"), seed=0, warm_up_steps=1)) as study:
+        for number in range(2):
+            assert study.take(2, choose)
+            assert not study.report(number, 1, 0.1)
+            study.tell(number, [0.1, 3.0], "", {})
+        assert study.front() == [0, 1]
+
+
 def test_ends_are_told_apart(tmp_path: Path) -> None:
     with open_study(tmp_path) as study:
         for _ in range(3):
