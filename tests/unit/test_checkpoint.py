@@ -1,14 +1,16 @@
 """Checkpoints: exact, and refused by name when anything about them changed."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from sermll.checkpoint import Checkpoint, newest, save, writing
-from sermll.errors import CheckpointError
+from sermll import checkpoint
+from sermll.checkpoint import Checkpoint, keep_only, newest, of_epoch, save, seen, writing
+from sermll.errors import CheckpointError, StorageError
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -31,17 +33,17 @@ def written(folder: Path, epoch: int, run: str = "r") -> Path:
 
 def test_model_and_optimiser_come_back_exactly(tmp_path: Path) -> None:
     module, optimizer = trained(3)
-    checkpoint = Checkpoint.open(written(tmp_path, 3))
+    opened = Checkpoint.open(written(tmp_path, 3))
     other, other_optimizer = trained(4)
-    checkpoint.load_into(other)
-    other_optimizer.load_state_dict(checkpoint.optimizer())
+    opened.load_into(other)
+    other_optimizer.load_state_dict(opened.optimizer())
     for one, two in zip(module.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
     for one, two in zip(
         optimizer.state_dict()["state"].values(), other_optimizer.state_dict()["state"].values(), strict=True
     ):
         assert all(torch.equal(one[key], two[key]) for key in one)
-    assert checkpoint.notes["history"] == [{"epoch": 3}]
+    assert opened.notes["history"] == [{"epoch": 3}]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "predictions.parquet"])
@@ -97,6 +99,46 @@ def test_two_who_write_the_same_epoch_do_not_mix_their_files_and_failures_leave_
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_00003"]
 
 
+def test_only_the_epochs_that_are_kept_stay(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3):
+        with writing(tmp_path, epoch) as path:
+            (path / "a").write_text("whole")
+    (tmp_path / "partial_00004_0123abcd").mkdir()  # left by a worker that was killed
+    keep_only(tmp_path, [1, 3, 7])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_00001", "checkpoint_00003"]
+
+
+def test_an_epoch_without_its_checkpoint_says_what_to_delete(tmp_path: Path) -> None:
+    with writing(tmp_path / "checkpoints", 2) as path:
+        module, optimizer = trained()
+        save(path, {"model": module}, optimizer, {"epoch": 2})
+    assert of_epoch(tmp_path / "checkpoints", 2).notes["epoch"] == 2
+    with pytest.raises(CheckpointError, match=rf"checkpoint_00003: not a whole .*; delete {tmp_path} to train"):
+        of_epoch(tmp_path / "checkpoints", 3)
+
+
+def test_what_another_machine_has_opened_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other = written(tmp_path / "here", 1), written(tmp_path / "there", 2)
+    chosen = Checkpoint.open(path)
+    path.rename(tmp_path / "not yet here")
+    shutil.copytree(other, path)  # as it was before
+
+    def wait(_: float) -> None:
+        shutil.rmtree(path)
+        (tmp_path / "not yet here").rename(path)
+
+    monkeypatch.setattr(checkpoint.time, "sleep", wait)
+    assert seen(chosen) == chosen and chosen.notes["epoch"] == 1
+    monkeypatch.setattr(checkpoint, "SETTLE_S", -1.0)
+    assert seen(chosen) == chosen
+    shutil.rmtree(path)
+    with pytest.raises(StorageError, match=r"does not see the checkpoint .*checkpoint\.json is missing"):
+        seen(chosen)
+    shutil.copytree(other, path)
+    with pytest.raises(StorageError, match=f"{path.name} is another one there"):
+        seen(chosen)
+
+
 def test_nothing_yet_is_nothing(tmp_path: Path) -> None:
     assert newest(tmp_path / "missing", "r") == (None, [])
 
@@ -108,6 +150,6 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(written(tmp_path, 0))
+    opened = Checkpoint.open(written(tmp_path, 0))
     with pytest.raises(CheckpointError, match="does not fit the model"):
-        checkpoint.load_into(nn.Linear(9, 9))
+        opened.load_into(nn.Linear(9, 9))

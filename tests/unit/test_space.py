@@ -119,6 +119,14 @@ def test_what_waits_for_what_waits_comes_last() -> None:
     assert {"optim.lr" in point for point in drawn} == {True, False}
 
 
+@pytest.mark.parametrize("values", [(0.5, 0.3, 0.3), (0.7, 0.3, 0.0), (1.2, -0.1, -0.1), ("auto", 0.5, 0.5)])
+def test_weights_beside_the_simplex_are_no_choice_of_a_trial(values: tuple[Any, ...]) -> None:
+    weights = Choice(simplex=WEIGHTS)
+    assert weights.params("weights", WEIGHTS, dict(zip(WEIGHTS, (0.5, 0.3, 0.2), strict=True)))
+    assert weights.params("weights", WEIGHTS, dict(zip(WEIGHTS, values, strict=True))) is None
+    assert weights.params("weights", WEIGHTS[:1], {WEIGHTS[0]: 1.0}) == {}  # alone it is the sum
+
+
 def test_a_simplex_is_that_of_the_losses_that_are_on() -> None:
     space = space_of(
         losses__focal={"choice": [None, {}]},

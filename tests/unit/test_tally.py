@@ -335,4 +335,4 @@ def test_records_are_json(tmp_path: Path) -> None:
     assert len({tuple(record) for record in records}) == 1
     assert records[1]["axis_variant"] == "better"
     assert records[1]["difference"] == pytest.approx(records[1]["ua"] - records[0]["ua"])
-    assert records[1]["folds"] == [0, 1, 2]
+    assert records[1]["folds"] == records[1]["compared_folds"] == [0, 1, 2] and records[0]["compared_folds"] == []
