@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sermll.mixup import draw_eam, draw_lam, eam, lam, mix_labels
@@ -12,6 +12,9 @@ Mix = tuple[np.ndarray, np.ndarray, int, int, int, float]
 
 SNR_DB = (-5.0, 10.0)
 LAST = np.nextafter(1.0, 0.0)  # the largest number a generator of [0, 1) returns
+
+settings.register_profile("any machine", deadline=None)  # a loaded one is slow, which is no fault of what is tested
+settings.load_profile("any machine")
 
 
 @st.composite
