@@ -57,6 +57,15 @@ def test_no_inner_fold_holds_an_utterance_of_who_is_tested(
         inner_design(design, held_out, 10)
 
 
+def test_who_is_tested_in_several_folds_is_dev_of_no_trial(settings: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "folds.yaml").write_text("[{test: ['03', '08']}, {test: ['08', '09']}, {test: ['10', '03']}]")
+    experiment = settings(f"protocol.folds={tmp_path / 'folds.yaml'}")
+    inner = inner_design(Design.of(experiment.data, experiment.protocol), (0,), 2)
+    assert [fold.speakers["dev"] for fold in inner.folds.folds] == [("09",), ("10",)]
+    for fold in inner.folds.folds:
+        assert set(fold.speakers["train"]).isdisjoint({"03", "08", *fold.speakers["dev"]})
+
+
 def test_a_protocol_of_one_fold_lends_its_own_dev_speakers(settings: Callable[..., Any]) -> None:
     experiment = settings()
     design = Design.of(experiment.data, experiment.protocol)
