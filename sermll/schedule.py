@@ -188,7 +188,7 @@ def _train_group(
     opened, ended, heard, looked_at = 0, 0, 0, time.monotonic()
 
     def advance(number: int) -> None:
-        if jobs[number].failed.exists():  # an earlier time
+        if number not in sizes and jobs[number].failed.exists():  # an earlier time
             remove(jobs[number].failed)
         size = jobs[number].history_bytes
         if sizes.get(number) == size:  # it grows with every epoch, and reading it takes a hundred times as long
