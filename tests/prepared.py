@@ -101,7 +101,10 @@ def prepare_without_ray(root: Path, out: Path, facts: Corpus = CORPORA["emodb"],
 
 
 def tiny_settings(data: Path, runs: Path) -> dict[str, Any]:
-    """Settings of an experiment that trains in seconds; MLflow is off."""
+    """Settings of an experiment that trains in seconds; MLflow is off.
+
+    No worker that was lost is started again: what fails after each epoch would come to its end all the same.
+    """
     return {
         "name": "tiny",
         "data": {"path": str(data)},
@@ -111,6 +114,7 @@ def tiny_settings(data: Path, runs: Path) -> dict[str, Any]:
             "embedding_dim": 8,
         },
         "optim": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
+        "resources": {"max_failures": 0},
         "tracking": {"runs": str(runs), "mlflow": False},
     }
 

@@ -31,8 +31,8 @@ from sermll.train import Designs, Run
 
 pytestmark = pytest.mark.cluster
 HERE = Path(__file__).parents[2]
-LONG = {"optim.batch_size": 4, "optim.epochs": 12}
-"""Epochs of a second or two, so that a fault can hit the middle of one."""
+LONG = {"optim.batch_size": 4, "optim.epochs": 12, "resources.max_failures": 3}
+"""Epochs of a second or two, so that a fault can hit the middle of one, and restarts after it."""
 QUIET = {"model.encoder.dropout": 0, "model.encoder.spec_augment": False}
 """Dropout is drawn by each worker; without it their number changes nothing but rounding."""
 TIMED = ("train_s", "eval_s", "utterances_per_s", "data_wait_share", "workers")

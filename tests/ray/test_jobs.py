@@ -35,7 +35,7 @@ def project(tiny_data: Path, tmp_path: Path) -> Path:
     (shared / "data").mkdir(parents=True)
     (shared / "data" / "tiny").symlink_to(tiny_data)
     (tmp_path / "project").mkdir()
-    tree = tiny_settings(Path("data/tiny"), Path("runs")) | {"fold": 0}
+    tree = tiny_settings(Path("data/tiny"), Path("runs")) | {"fold": 0, "resources": {"max_failures": 3}}
     (tmp_path / "project" / "x.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path / "project"
 

@@ -26,7 +26,7 @@ HERE = Path(__file__).parents[2]
 def project(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with an experiment whose relative folders lie in a bucket, and the way there in the environment."""
     (tmp_path / "project").mkdir()
-    tree = tiny_settings(Path("data/tiny"), Path("runs")) | {"tracking": {"runs": "runs", "mlflow": False}}
+    tree = tiny_settings(Path("data/tiny"), Path("runs")) | {"resources": {"max_failures": 3}}
     (tmp_path / "project" / "x.yaml").write_text(yaml.safe_dump(tree))
     search = {"name": "x", "experiment": "x.yaml", "space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 1}
     (tmp_path / "project" / "x.search.yaml").write_text(yaml.safe_dump(search))

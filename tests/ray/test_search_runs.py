@@ -188,7 +188,7 @@ def test_faults_of_the_storage_end_a_search_which_goes_on_and_a_failing_final_ru
     ray_cluster: None, tiny_data: Path, tmp_path: Path
 ) -> None:
     first = [{"optim.lr": 0.005}, {"optim.lr": 0.006}, {"optim.lr": 1e-9}]
-    overrides = {"resources.max_failures": 0, "resources.parallel_folds": 1, "optim.lr": 0.01}
+    overrides = {"resources.parallel_folds": 1, "optim.lr": 0.01}
     space = {"losses.focal.weight": SPACE["losses.focal.weight"]}
     path = write_search(tmp_path, tiny_data, trials=4, first=first, overrides=overrides, space=space, pruner="asha")
     search = load_search(path, {})

@@ -376,7 +376,9 @@ def test_a_killed_training_worker_is_replaced_and_the_numbers_stay(
 
     watcher = threading.Thread(target=kill_a_worker)
     watcher.start()
-    disturbed = train(settings("fold=0", "optim.epochs=5", f"tracking.runs={tmp_path / 'b'}"))
+    disturbed = train(
+        settings("fold=0", "optim.epochs=5", "resources.max_failures=1", f"tracking.runs={tmp_path / 'b'}")
+    )
     watcher.join()
     assert killed, "no training worker was found to kill"
     assert histories(disturbed.run_dir) == histories(undisturbed.run_dir)
