@@ -8,6 +8,7 @@ import argparse
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -481,13 +482,14 @@ def _audit(options: argparse.Namespace) -> int:
             return 0
         file = Path("experiments") / f"{found.design.prepared.corpus}.yaml"
         words = [
-            "sermll train",
+            "sermll",
+            "train",
             str(file) if file.is_file() else "EXPERIMENT.yaml",
             f"data.path={address(options.data)}",
         ]
         words += [f"protocol.folds={protocol}"] if protocol != "default" else []
         words += [f"data.labels={options.labels}"] if options.labels != "default" else []
-        print(f"next: {' '.join(words)}")
+        print(f"next: {shlex.join(words)}")
     return 0
 
 
@@ -603,7 +605,7 @@ def _cells(
             cells, finished = len(plan.runs), sum(plan.done)
             _print_json({"campaign_dir": address(campaign.folder), "cells": cells, "finished": finished})
         else:
-            print(f"next: {' '.join(['sermll', options.verb, str(file), *options.overrides])}")
+            print(f"next: {shlex.join(['sermll', options.verb, str(file), *options.overrides])}")
         return 0
     try:
         outcome = run_campaign(campaign, build)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -194,5 +195,8 @@ def test_the_next_command_trains_on_what_was_audited_and_pages_do_not_replace_ea
         f"next: sermll train experiments/emodb.yaml data.path={tiny_data} protocol.folds=speaker data.labels=4class"
     )
     assert wanted in capsys.readouterr().out
+    labels = "{calm: [boredom, neutral], loud: [anger, fear]}"
+    assert main(["audit", str(tiny_data), "--labels", labels]) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-1] == f"data.labels={labels}"  # for a shell
     name = tiny_data.name
     assert {path.parent.name for path in tmp_path.glob("*/index.html")} == {f"audit-{name}", f"audit-{name}-speaker"}

@@ -1,6 +1,7 @@
 """`sermll run`, `matrix`, `report` and `ui` as a user meets them: what they print, as JSON too, and how they exit."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,9 @@ def test_a_dry_run_tells_cells_needs_and_time_and_writes_nothing(
     assert shown.endswith(f"time: not known before a fold is finished\nnext: sermll run {campaign_file}\n")
     assert main(["run", str(campaign_file), "--dry-run", "name=y", "seed=3"]) == 0  # overrides after an option, too
     assert capsys.readouterr().out.endswith(f"next: sermll run {campaign_file} name=y seed=3\n")
+    labels = "data.labels={calm: [boredom, neutral], loud: [anger, fear]}"
+    assert main(["run", str(campaign_file), "--dry-run", labels]) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-1] == labels  # a word, as a shell reads it
     assert not campaign_file.with_name("runs").exists() and untrained == []
     assert main(["run", str(campaign_file), "--dry-run", "--json"]) == 0
     folder = str(campaign_file.with_name("runs") / "campaign-x")
